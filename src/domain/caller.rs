@@ -1,0 +1,183 @@
+//! Who calls gatekey, and what they may do to which tenant.
+//!
+//! A caller's rights are scopes `<tenant>:<resource>:<action>`. What lies in a tenant in which a
+//! caller has no right at all does not exist for that caller.
+
+use super::scope::{Scope, Scopes};
+
+/// The actor's name in the log when the admin token was used.
+pub const ADMIN: &str = "admin";
+
+/// What a call does, as rights name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    KeysCreate,
+    KeysGet,
+    KeysList,
+    KeysUpdate,
+    KeysRotate,
+    KeysRevoke,
+    KeysValidate,
+    KeysLookup,
+    OwnersRead,
+    OwnersWrite,
+    TenantsRead,
+    TenantsWrite,
+    EventsRead,
+}
+
+impl Action {
+    /// `<resource>:<action>`
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeysCreate => "keys:create",
+            Self::KeysGet => "keys:get",
+            Self::KeysList => "keys:list",
+            Self::KeysUpdate => "keys:update",
+            Self::KeysRotate => "keys:rotate",
+            Self::KeysRevoke => "keys:revoke",
+            Self::KeysValidate => "keys:validate",
+            Self::KeysLookup => "keys:lookup",
+            Self::OwnersRead => "owners:read",
+            Self::OwnersWrite => "owners:write",
+            Self::TenantsRead => "tenants:read",
+            Self::TenantsWrite => "tenants:write",
+            Self::EventsRead => "events:read",
+        }
+    }
+}
+
+/// What a caller may do in one tenant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Right {
+    /// The action is granted.
+    Granted,
+    /// Others are, this one is not.
+    Forbidden,
+    /// None is: the tenant does not exist for the caller.
+    Blind,
+}
+
+/// The tenants in which an action is granted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TenantSet {
+    All,
+    These(Vec<String>),
+}
+
+/// One who calls, identified.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// [`ADMIN`], or the key_id of the credential used.
+    pub actor: String,
+    /// The rights in force.
+    pub scopes: Scopes,
+    /// The W3C trace id of the call.
+    pub trace_id: Option<String>,
+}
+
+impl Caller {
+    /// One who may do everything.
+    #[must_use]
+    pub fn admin(actor: &str) -> Self {
+        Self {
+            actor: actor.to_owned(),
+            scopes: Scope::parse("*").into_iter().collect(),
+            trace_id: None,
+        }
+    }
+
+    /// What the caller may do in `tenant`.
+    #[must_use]
+    pub fn right(&self, tenant: &str, action: Action) -> Right {
+        if self.scopes.grants(&format!("{tenant}:{}", action.name())) {
+            Right::Granted
+        } else if self
+            .scopes
+            .iter()
+            .any(|scope| ["*", tenant].contains(&scope.first_segment()))
+        {
+            Right::Forbidden
+        } else {
+            Right::Blind
+        }
+    }
+
+    /// The tenants in which the action is granted. Empty: it is granted nowhere.
+    #[must_use]
+    pub fn tenants(&self, action: Action) -> TenantSet {
+        let mut these = Vec::new();
+        for tenant in self.scopes.iter().map(Scope::first_segment) {
+            // No tenant is called `?`, so only a wildcard grants it there.
+            let asked = if tenant == "*" { "?" } else { tenant };
+            if self.right(asked, action) != Right::Granted {
+                continue;
+            }
+            if tenant == "*" {
+                return TenantSet::All;
+            }
+            these.push(tenant.to_owned());
+        }
+        these.sort();
+        these.dedup();
+        TenantSet::These(these)
+    }
+
+    /// Whether the action is granted in some tenant.
+    #[must_use]
+    pub fn may_somewhere(&self, action: Action) -> bool {
+        self.tenants(action) != TenantSet::These(Vec::new())
+    }
+
+    /// Whether the caller holds all that `scopes` grant. In tenant `system` nobody can grant
+    /// what they do not hold.
+    #[must_use]
+    pub fn holds(&self, scopes: &Scopes) -> bool {
+        scopes.iter().all(|scope| self.scopes.covers(scope))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(scopes: &[&str]) -> Caller {
+        Caller {
+            actor: "key_0".to_owned(),
+            scopes: scopes
+                .iter()
+                .map(|text| Scope::parse(text).unwrap())
+                .collect(),
+            trace_id: None,
+        }
+    }
+
+    #[test]
+    fn a_backend_may_validate_everywhere_and_do_nothing_else() {
+        let backend = caller(&["*:keys:validate"]);
+        assert_eq!(backend.right("acme", Action::KeysValidate), Right::Granted);
+        assert_eq!(backend.right("acme", Action::KeysCreate), Right::Forbidden);
+        assert_eq!(backend.tenants(Action::KeysValidate), TenantSet::All);
+        assert!(!backend.may_somewhere(Action::KeysList));
+    }
+
+    #[test]
+    fn a_tenants_admin_sees_that_tenant_alone() {
+        let admin = caller(&["acme:*"]);
+        assert_eq!(admin.right("acme", Action::KeysRevoke), Right::Granted);
+        assert_eq!(admin.right("other", Action::KeysRevoke), Right::Blind);
+        let acme = TenantSet::These(vec!["acme".to_owned()]);
+        assert_eq!(admin.tenants(Action::EventsRead), acme);
+        assert!(!admin.holds(&caller(&["*"]).scopes));
+        assert!(admin.holds(&caller(&["acme:keys:*"]).scopes));
+    }
+
+    #[test]
+    fn the_admin_may_do_everything() {
+        let admin = Caller::admin(ADMIN);
+        assert_eq!(admin.tenants(Action::TenantsWrite), TenantSet::All);
+        assert_eq!(admin.right("system", Action::KeysCreate), Right::Granted);
+        assert!(admin.holds(&caller(&["*", "a:*:b"]).scopes));
+    }
+}

@@ -1,0 +1,79 @@
+//! Events: one for each change, written in the same transaction as the change.
+
+use serde_json::{Map, Value};
+
+use super::{clock::Timestamp, token::KeyId};
+
+/// What was changed, by the names of the API's fields. Never a secret.
+pub type Details = Map<String, Value>;
+
+/// One entry of the log.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Event {
+    /// Grows with every change, in the order in which changes become visible.
+    pub revision: i64,
+    pub change: Change,
+}
+
+/// What an event tells beside its revision.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Change {
+    pub at: Timestamp,
+    /// `admin`, or the key_id of the credential used.
+    pub actor: String,
+    pub kind: EventKind,
+    pub tenant_id: String,
+    pub key_id: Option<KeyId>,
+    pub owner_id: Option<String>,
+    pub details: Details,
+    /// The W3C trace id of the call, if it came with one.
+    pub trace_id: Option<String>,
+}
+
+/// What kind of change it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    KeyCreated,
+    KeyUpdated,
+    KeyRotated,
+    KeyRevoked,
+    KeysRevoked,
+    OwnerPut,
+    OwnerDeleted,
+    TenantPut,
+}
+
+impl EventKind {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::KeyCreated,
+        Self::KeyUpdated,
+        Self::KeyRotated,
+        Self::KeyRevoked,
+        Self::KeysRevoked,
+        Self::OwnerPut,
+        Self::OwnerDeleted,
+        Self::TenantPut,
+    ];
+
+    /// The name it is stored and logged by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeyCreated => "key_created",
+            Self::KeyUpdated => "key_updated",
+            Self::KeyRotated => "key_rotated",
+            Self::KeyRevoked => "key_revoked",
+            Self::KeysRevoked => "keys_revoked",
+            Self::OwnerPut => "owner_put",
+            Self::OwnerDeleted => "owner_deleted",
+            Self::TenantPut => "tenant_put",
+        }
+    }
+
+    /// The kind of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}

@@ -1,0 +1,209 @@
+//! A key, where it is in its life, and the decision about it.
+//!
+//! [`Grant::decide`] is the heart of Validate: a pure function of the key, its owner, its tenant
+//! and the question. It is asked only once the secret is proven.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{clock::Timestamp, owner::Owner, scope::Scopes, tenant::Tenant, token::KeyId};
+
+/// The scheme that secrets are kept by: an argon2id PHC string and a peppered MAC.
+pub const HASH_VERSION: &str = "v1";
+
+/// A key as administrators see it: everything but its verifiers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Key {
+    pub key_id: KeyId,
+    pub tenant_id: String,
+    pub owner_id: String,
+    pub label: String,
+    pub description: String,
+    /// What it starts with: the tenant's prefix when it was made.
+    pub prefix: String,
+    pub scopes: Scopes,
+    /// Where it may be used. Empty: anywhere.
+    pub audiences: Vec<String>,
+    /// The networks it may be used from. Empty: any.
+    pub allowed_cidrs: Vec<IpNet>,
+    pub metadata: BTreeMap<String, String>,
+    pub suspended: bool,
+    pub created_at: Timestamp,
+    pub created_by: String,
+    /// At this instant it is expired.
+    pub expires_at: Option<Timestamp>,
+    pub revoked: Option<Revocation>,
+    pub rotated_from: Option<KeyId>,
+    pub rotated_to: Option<KeyId>,
+    pub hash_version: String,
+    /// The revision that created it, which orders lists.
+    pub created_revision: i64,
+    /// The revision of its last change.
+    pub revision: i64,
+}
+
+/// When, by whom and why a key was revoked. It cannot be undone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Revocation {
+    pub at: Timestamp,
+    pub by: String,
+    pub reason: String,
+}
+
+/// Where a key is in its life; the first that holds, in the order of the checks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeyState {
+    Revoked,
+    Expired,
+    Suspended,
+    Active,
+}
+
+impl Key {
+    /// Where the key is in its life at `now`. At `expires_at` it is expired.
+    #[must_use]
+    pub fn state(&self, now: Timestamp) -> KeyState {
+        if self.revoked.is_some() {
+            KeyState::Revoked
+        } else if self.expires_at.is_some_and(|at| at <= now) {
+            KeyState::Expired
+        } else if self.suspended {
+            KeyState::Suspended
+        } else {
+            KeyState::Active
+        }
+    }
+
+    /// What one may show to recognise it by: prefix, `_` and four characters of the id.
+    #[must_use]
+    pub fn shown_prefix(&self) -> String {
+        format!("{}_{}", self.prefix, &self.key_id.as_bare()[..4])
+    }
+}
+
+/// What a key's secret is checked against. Neither part tells the secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Verifier {
+    /// Argon2id of the whole key, as a PHC string.
+    pub phc: String,
+    /// The peppered MAC of the whole key, unless it was made without a pepper.
+    pub mac: Option<Mac>,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// A MAC of a whole key under one of the peppers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Mac {
+    /// Which pepper.
+    pub pepper_id: String,
+    /// Keyed BLAKE3.
+    pub value: [u8; 32],
+}
+
+/// A key with all that bounds it: what one decision needs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Grant {
+    pub key: Key,
+    /// The owner's record, if it has one.
+    pub owner: Option<Owner>,
+    pub tenant: Tenant,
+}
+
+/// What a caller wants to know about a key whose secret is proven.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// Scopes that must all be in force; concrete.
+    pub required_scopes: &'a [String],
+    /// Where the key is being used.
+    pub audience: Option<&'a str>,
+    /// The address it was presented from; never an IPv4-mapped one.
+    pub client_ip: Option<IpAddr>,
+}
+
+/// Why a proven key is refused, in the order of the checks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    Revoked,
+    Expired,
+    Suspended,
+    OwnerSuspended,
+    OwnerNotPermitted,
+    AudienceNotAllowed,
+    IpNotAllowed,
+    /// Which of the required scopes are not in force.
+    InsufficientScope(Vec<String>),
+}
+
+impl Grant {
+    /// The scopes in force: what both the key and its owner grant.
+    #[must_use]
+    pub fn scopes(&self) -> Scopes {
+        match &self.owner {
+            Some(owner) => self.key.scopes.meet(&owner.scopes),
+            None => self.key.scopes.clone(),
+        }
+    }
+
+    /// Whether the key may be used as `ask` says, at `now`.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn decide(&self, now: Timestamp, ask: &Ask<'_>) -> Result<(), Refusal> {
+        match self.key.state(now) {
+            KeyState::Revoked => return Err(Refusal::Revoked),
+            KeyState::Expired => return Err(Refusal::Expired),
+            KeyState::Suspended => return Err(Refusal::Suspended),
+            KeyState::Active => {}
+        }
+        if self.owner.as_ref().is_some_and(|owner| owner.suspended) {
+            return Err(Refusal::OwnerSuspended);
+        }
+        if self.tenant.admit_owner(self.owner.as_ref()).is_err() {
+            return Err(Refusal::OwnerNotPermitted);
+        }
+        if !self.audience_allowed(ask.audience) {
+            return Err(Refusal::AudienceNotAllowed);
+        }
+        if !self.ip_allowed(ask.client_ip) {
+            return Err(Refusal::IpNotAllowed);
+        }
+        let missing: Vec<_> = ask
+            .required_scopes
+            .iter()
+            .filter(|scope| !self.scope_in_force(scope))
+            .cloned()
+            .collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(Refusal::InsufficientScope(missing))
+        }
+    }
+
+    /// Asking both is the same as asking their meet, and makes nothing.
+    fn scope_in_force(&self, required: &str) -> bool {
+        let owner = self.owner.as_ref();
+        self.key.scopes.grants(required) && owner.is_none_or(|owner| owner.scopes.grants(required))
+    }
+
+    fn audience_allowed(&self, audience: Option<&str>) -> bool {
+        let limits = [
+            Some(&self.key.audiences),
+            self.owner.as_ref().map(|owner| &owner.audiences),
+        ];
+        limits.into_iter().flatten().all(|allowed| {
+            allowed.is_empty() || audience.is_some_and(|asked| allowed.iter().any(|a| a == asked))
+        })
+    }
+
+    fn ip_allowed(&self, ip: Option<IpAddr>) -> bool {
+        let allowed = &self.key.allowed_cidrs;
+        allowed.is_empty() || ip.is_some_and(|ip| allowed.iter().any(|net| net.contains(&ip)))
+    }
+}

@@ -1,0 +1,288 @@
+//! Scopes: what a key may do, as patterns over `:`-joined segments.
+//!
+//! `*` stands for one whole segment; as the last segment it stands for one or more. No scope
+//! never means every scope: an empty set grants nothing.
+
+use std::fmt;
+
+/// The most segments a scope may have.
+pub const SEGMENTS_MAX: usize = 8;
+/// The most characters a segment may have.
+pub const SEGMENT_MAX: usize = 64;
+/// The most scopes a key, an owner, a catalog or a question may have.
+pub const SCOPES_MAX: usize = 256;
+
+const WILDCARD: &str = "*";
+
+/// One scope, such as `jobs:read`, `jobs:*` or `*`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Scope(Box<str>);
+
+impl Scope {
+    /// Reads a scope. `None`: it is not 1–8 segments of `[A-Za-z0-9_.\-/]{1,64}` or `*`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let right = text.split(':').all(|segment| {
+            segment == WILDCARD
+                || (1..=SEGMENT_MAX).contains(&segment.len())
+                    && segment.bytes().all(|byte| {
+                        byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'/')
+                    })
+        });
+        (right && text.split(':').count() <= SEGMENTS_MAX).then(|| Self(text.into()))
+    }
+
+    /// The text, as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it names one thing: a question has no `*`.
+    #[must_use]
+    pub fn is_concrete(&self) -> bool {
+        !self.0.contains('*')
+    }
+
+    /// Whether this pattern grants the concrete scope `required`.
+    #[must_use]
+    pub fn grants(&self, required: &str) -> bool {
+        let mut wanted = required.split(':');
+        let mut granted = self.0.split(':').peekable();
+        while let Some(pattern) = granted.next() {
+            let Some(segment) = wanted.next() else {
+                return false;
+            };
+            if pattern == WILDCARD {
+                if granted.peek().is_none() {
+                    return true;
+                }
+            } else if pattern != segment {
+                return false;
+            }
+        }
+        wanted.next().is_none()
+    }
+
+    /// What both patterns grant, which is one pattern at most.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Option<Self> {
+        let (mut short, mut long) = (self, other);
+        if short.0.split(':').count() > long.0.split(':').count() {
+            (short, long) = (long, short);
+        }
+        let mut met = String::new();
+        let mut rest = long.0.split(':');
+        let mut patterns = short.0.split(':').peekable();
+        while let Some(pattern) = patterns.next() {
+            let segment = rest.next()?;
+            if pattern != WILDCARD && segment != WILDCARD && pattern != segment {
+                return None;
+            }
+            push_segment(
+                &mut met,
+                if pattern == WILDCARD {
+                    segment
+                } else {
+                    pattern
+                },
+            );
+            if patterns.peek().is_some() {
+                continue;
+            }
+            // The short pattern ends here: more is granted by a last `*` alone.
+            if pattern != WILDCARD && rest.next().is_some() {
+                return None;
+            }
+            rest.by_ref()
+                .for_each(|segment| push_segment(&mut met, segment));
+        }
+        Some(Self(met.into()))
+    }
+
+    /// Whether everything that `other` grants is granted by this.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.meet(other).as_ref() == Some(other)
+    }
+
+    /// The first segment: in tenant `system`, the tenant that a scope is about.
+    #[must_use]
+    pub fn first_segment(&self) -> &str {
+        self.0.split_once(':').map_or(&*self.0, |(first, _)| first)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn push_segment(scope: &mut String, segment: &str) {
+    if !scope.is_empty() {
+        scope.push(':');
+    }
+    scope.push_str(segment);
+}
+
+/// A set of scopes, in the order they were given, each once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Scopes(Vec<Scope>);
+
+impl Scopes {
+    /// Whether it is empty, and so grants nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The scopes, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Scope> {
+        self.0.iter()
+    }
+
+    /// Whether one of them grants the concrete scope `required`.
+    #[must_use]
+    pub fn grants(&self, required: &str) -> bool {
+        self.0.iter().any(|scope| scope.grants(required))
+    }
+
+    /// Whether one of them grants all that `other` grants.
+    #[must_use]
+    pub fn covers(&self, other: &Scope) -> bool {
+        self.0.iter().any(|scope| scope.covers(other))
+    }
+
+    /// What both sets grant, without what another of the result covers.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        let mut met = Self::default();
+        for ours in &self.0 {
+            for scope in other.0.iter().filter_map(|theirs| ours.meet(theirs)) {
+                if !met.covers(&scope) {
+                    met.0.retain(|weaker| !scope.covers(weaker));
+                    met.0.push(scope);
+                }
+            }
+        }
+        met
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        let mut set = Self::default();
+        for scope in scopes {
+            if !set.0.contains(&scope) {
+                set.0.push(scope);
+            }
+        }
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The contract's words, written again without looking at the code above: by recursion.
+    fn naive_grants(pattern: &[&str], required: &[&str]) -> bool {
+        match (pattern, required) {
+            ([], []) => true,
+            ([], _) | (_, []) => false,
+            (["*"], _) => true,
+            (["*", pattern @ ..], [_, required @ ..]) => naive_grants(pattern, required),
+            ([first, pattern @ ..], [wanted, required @ ..]) => {
+                first == wanted && naive_grants(pattern, required)
+            }
+        }
+    }
+
+    fn split(text: &str) -> Vec<&str> {
+        text.split(':').collect()
+    }
+
+    fn scope(text: &str) -> Scope {
+        Scope::parse(text).unwrap()
+    }
+
+    /// Few names and few segments, so that patterns and questions often meet.
+    const PATTERN: &str = "(a|b|\\*)(:(a|b|\\*)){0,3}";
+    const CONCRETE: &str = "(a|b)(:(a|b)){0,4}";
+
+    proptest! {
+        #[test]
+        fn grants_as_the_naive_matcher_does(pattern in PATTERN, required in CONCRETE) {
+            prop_assert_eq!(
+                scope(&pattern).grants(&required),
+                naive_grants(&split(&pattern), &split(&required))
+            );
+        }
+
+        #[test]
+        fn the_meet_grants_what_both_grant(one in PATTERN, other in PATTERN, required in CONCRETE) {
+            let (one, other) = (scope(&one), scope(&other));
+            let both = one.grants(&required) && other.grants(&required);
+            let met = one.meet(&other);
+            prop_assert_eq!(met.as_ref().is_some_and(|met| met.grants(&required)), both);
+            prop_assert_eq!(met, other.meet(&one));
+        }
+
+        #[test]
+        fn the_meet_of_sets_grants_what_both_grant(
+            ours in prop::collection::vec(PATTERN, 0..4),
+            theirs in prop::collection::vec(PATTERN, 0..4),
+            required in CONCRETE,
+        ) {
+            let [ours, theirs] = [ours, theirs]
+                .map(|set| set.iter().map(|text| scope(text)).collect::<Scopes>());
+            let both = ours.grants(&required) && theirs.grants(&required);
+            prop_assert_eq!(ours.meet(&theirs).grants(&required), both);
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in any::<String>()) {
+            let _ = Scope::parse(&text);
+        }
+
+        #[test]
+        fn what_covers_a_scope_grants_all_it_grants(one in PATTERN, other in PATTERN, required in CONCRETE) {
+            let (one, other) = (scope(&one), scope(&other));
+            if one.covers(&other) && other.grants(&required) {
+                prop_assert!(one.grants(&required));
+            }
+        }
+    }
+
+    #[test]
+    fn the_contracts_examples() {
+        assert!(scope("jobs:*").grants("jobs:read"));
+        assert!(scope("jobs:*").grants("jobs:runs:read"));
+        assert!(!scope("jobs:*").grants("jobs"));
+        assert!(scope("*:read").grants("jobs:read"));
+        assert!(!scope("*:read").grants("jobs:runs:read"));
+        assert!(scope("*").grants("anything:at:all"));
+        assert!(scope("edit_orders").grants("edit_orders"));
+        assert!(!Scopes::default().grants("a"));
+        assert_eq!(
+            scope("jobs:*").meet(&scope("*:read")),
+            Some(scope("jobs:read"))
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_scope() {
+        let long = "a".repeat(65);
+        let deep = ["a"; 9].join(":");
+        for text in ["", ":", "a:", ":a", "a b", "a*", "a:**", "ä", &long, &deep] {
+            assert!(Scope::parse(text).is_none(), "{text}");
+        }
+        let (long, deep) = ("a".repeat(64), ["a"; 8].join(":"));
+        for text in ["*", "a", "a:*", "*:*", "A-Z_0.9/x", &long, &deep] {
+            assert!(Scope::parse(text).is_some(), "{text}");
+        }
+    }
+}

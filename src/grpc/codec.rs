@@ -1,0 +1,58 @@
+//! prost's codec, but for one thing: a message that cannot be read is the caller's mistake
+//! (INVALID_ARGUMENT), where tonic-prost's own decoder says INTERNAL.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use tonic::{
+    Status,
+    codec::{self, DecodeBuf},
+};
+use tonic_prost::ProstEncoder;
+
+use super::status;
+
+/// Writes `T`, reads `U`.
+#[derive(Clone, Debug)]
+pub struct Codec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for Codec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> codec::Codec for Codec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = Decoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Decoder(PhantomData)
+    }
+}
+
+/// Reads `U`.
+#[derive(Clone, Debug)]
+pub struct Decoder<U>(PhantomData<U>);
+
+impl<U: Message + Default> codec::Decoder for Decoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // prost's error may tell a field's content.
+        U::decode(source)
+            .map(Some)
+            .map_err(|_| status::unreadable())
+    }
+}

@@ -1,0 +1,329 @@
+//! KeyService.
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    Doors, convert,
+    parse::Fields,
+    proto::{
+        self, CreateKeyRequest, CreateKeyResponse, GetKeyRequest, GetKeyResponse, ListKeysRequest,
+        ListKeysResponse, LookupKeyRequest, LookupKeyResponse, RevokeKeyRequest, RevokeKeyResponse,
+        RevokeKeysRequest, RevokeKeysResponse, RotateKeyRequest, RotateKeyResponse,
+        UpdateKeyRequest, UpdateKeyResponse, ValidateRequest, ValidateResponse,
+        key_service_server::KeyService,
+    },
+    status::Invalid,
+};
+use crate::{
+    domain::{
+        caller::Action, clock::Timestamp, credential::Credential, enforcement::Enforcement,
+        key::KeyState, token::KeyId,
+    },
+    service::keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
+    store::KeyQuery,
+};
+
+/// The longest overlap of a rotation: 30 days.
+const OVERLAP_MAX: std::time::Duration = std::time::Duration::from_hours(30 * 24);
+
+/// Every replica asks the store: what is committed is in force.
+pub(super) const ENFORCED: Enforcement = Enforcement::Enforced;
+
+#[tonic::async_trait]
+impl KeyService for Doors {
+    async fn create_key(
+        &self,
+        request: Request<CreateKeyRequest>,
+    ) -> Result<Response<CreateKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysCreate).await?;
+        let new = parse_new_key(request.into_inner(), self.clock.now())?;
+        let Issued { key, plaintext } = self.keyring.create(&caller, new).await?;
+        Ok(Response::new(CreateKeyResponse {
+            key: Some(convert::key(key, self.clock.now())),
+            plaintext_key: plaintext.expose().to_owned(),
+        }))
+    }
+
+    async fn validate(
+        &self,
+        request: Request<ValidateRequest>,
+    ) -> Result<Response<ValidateResponse>, Status> {
+        self.answer_validate(request).await
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysList).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let query = KeyQuery {
+            tenant_id: fields.tenant_id("tenant_id", request.tenant_id),
+            owner_id: fields.optional_owner_id("owner_id", request.owner_id),
+            states: parse_states(&mut fields, &request.states),
+            label_contains: Some(fields.line("label_contains", request.label_contains, 0..=120))
+                .filter(|part| !part.is_empty()),
+            expires_before: fields.time("expires_before", request.expires_before),
+        };
+        let page = fields.page(&query, request.page_size, &request.page_token);
+        fields.check()?;
+        let found = self
+            .keyring
+            .list_keys(&caller, &query, &page.and_one())
+            .await?;
+        let now = self.clock.now();
+        let (keys, next_page_token) = convert::list(
+            &query,
+            &page,
+            found,
+            |key| key.created_revision.to_string(),
+            |key| convert::key(key, now),
+        );
+        Ok(Response::new(ListKeysResponse {
+            keys,
+            next_page_token,
+        }))
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<RevokeKeyRequest>,
+    ) -> Result<Response<RevokeKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysRevoke).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.tenant_id("tenant_id", request.tenant_id);
+        let reason = fields.text("reason", request.reason);
+        let id = parse_key_id(fields, &request.key_id)?;
+        let key = self.keyring.revoke(&caller, &tenant, id, reason).await?;
+        Ok(Response::new(RevokeKeyResponse {
+            key: Some(convert::key(key, self.clock.now())),
+            enforcement: Some(convert::enforcement(ENFORCED)),
+        }))
+    }
+
+    async fn revoke_keys(
+        &self,
+        request: Request<RevokeKeysRequest>,
+    ) -> Result<Response<RevokeKeysResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysRevoke).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.tenant_id("tenant_id", request.tenant_id);
+        let owner = fields.optional_owner_id("owner_id", request.owner_id);
+        let reason = fields.text("reason", request.reason);
+        fields.check()?;
+        let dry_run = request.dry_run;
+        let revoked = self
+            .keyring
+            .revoke_all(&caller, &tenant, owner, reason, dry_run)
+            .await?;
+        Ok(Response::new(RevokeKeysResponse {
+            revoked_count: i32::try_from(revoked.count).unwrap_or(i32::MAX),
+            enforcement: (!dry_run).then(|| convert::enforcement(ENFORCED)),
+            revision: revoked.revision.unwrap_or_default(),
+        }))
+    }
+
+    async fn rotate_key(
+        &self,
+        request: Request<RotateKeyRequest>,
+    ) -> Result<Response<RotateKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysRotate).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let overlap = fields.span("overlap", request.overlap).unwrap_or_default();
+        if overlap > OVERLAP_MAX {
+            fields.note("overlap", "must be at most 30 days");
+        }
+        let rotation = Rotation {
+            overlap,
+            lifetime: parse_lifetime(
+                &mut fields,
+                request.expires_at,
+                request.ttl,
+                self.clock.now(),
+            ),
+        };
+        let id = parse_key_id(fields, &request.key_id)?;
+        let Issued { key, plaintext } = self
+            .keyring
+            .rotate(&caller, tenant.as_deref(), id, rotation)
+            .await?;
+        Ok(Response::new(RotateKeyResponse {
+            key: Some(convert::key(key, self.clock.now())),
+            plaintext_key: plaintext.expose().to_owned(),
+            enforcement: Some(convert::enforcement(ENFORCED)),
+        }))
+    }
+
+    async fn get_key(
+        &self,
+        request: Request<GetKeyRequest>,
+    ) -> Result<Response<GetKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysGet).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let id = parse_key_id(fields, &request.key_id)?;
+        let key = self
+            .keyring
+            .find_key(&caller, tenant.as_deref(), id, Action::KeysGet)
+            .await?;
+        Ok(Response::new(GetKeyResponse {
+            key: Some(convert::key(key, self.clock.now())),
+        }))
+    }
+
+    async fn lookup_key(
+        &self,
+        request: Request<LookupKeyRequest>,
+    ) -> Result<Response<LookupKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysLookup).await?;
+        let request = request.into_inner();
+        let credential = Credential::key(request.plaintext_key);
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let presented = credential.presented();
+        if presented.is_none() {
+            fields.note(
+                "plaintext_key",
+                "must be a whole key: its form or its checksum is wrong",
+            );
+        }
+        let presented = checked(fields, presented)?;
+        let found = self
+            .validator
+            .prove(presented)
+            .await?
+            .map(|grant| grant.key);
+        let key = self
+            .keyring
+            .admit_found(&caller, tenant.as_deref(), found)?;
+        Ok(Response::new(LookupKeyResponse {
+            key: Some(convert::key(key, self.clock.now())),
+        }))
+    }
+
+    async fn update_key(
+        &self,
+        request: Request<UpdateKeyRequest>,
+    ) -> Result<Response<UpdateKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysUpdate).await?;
+        let request = request.into_inner();
+        let key = request.key.unwrap_or_default();
+        let paths = request.update_mask.unwrap_or_default().paths;
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("key.tenant_id", key.tenant_id.clone());
+        let id = fields.key_id("key.key_id", &key.key_id);
+        let patch = parse_patch(&mut fields, key, &paths, self.clock.now());
+        let id = checked(fields, id)?;
+        let key = self
+            .keyring
+            .update(&caller, tenant.as_deref(), id, patch)
+            .await?;
+        Ok(Response::new(UpdateKeyResponse {
+            key: Some(convert::key(key, self.clock.now())),
+            enforcement: Some(convert::enforcement(ENFORCED)),
+        }))
+    }
+}
+
+fn parse_new_key(request: CreateKeyRequest, now: Timestamp) -> Result<NewKey, Invalid> {
+    let mut fields = Fields::default();
+    let request_id = fields.line("request_id", request.request_id, 0..=128);
+    let new = NewKey {
+        tenant_id: fields.tenant_id("tenant_id", request.tenant_id),
+        owner_id: fields.owner_id("owner_id", request.owner_id),
+        label: fields.line("label", request.label, 1..=120),
+        description: fields.text("description", request.description),
+        scopes: fields.key_scopes("scopes", &request.scopes),
+        audiences: fields.audiences("audiences", request.audiences),
+        allowed_cidrs: fields.cidrs("allowed_cidrs", &request.allowed_cidrs),
+        metadata: fields.metadata("metadata", request.metadata),
+        lifetime: parse_lifetime(&mut fields, request.expires_at, request.ttl, now),
+        request_id: (!request_id.is_empty()).then_some(request_id),
+    };
+    fields.check()?;
+    Ok(new)
+}
+
+fn parse_lifetime(
+    fields: &mut Fields,
+    expires_at: Option<prost_types::Timestamp>,
+    ttl: Option<prost_types::Duration>,
+    now: Timestamp,
+) -> Option<Lifetime> {
+    if expires_at.is_some() && ttl.is_some() {
+        fields.note("ttl", "must not be given together with expires_at");
+    }
+    let until = fields
+        .future("expires_at", expires_at, now)
+        .map(Lifetime::Until);
+    until.or(fields.positive_span("ttl", ttl).map(Lifetime::For))
+}
+
+fn parse_patch(fields: &mut Fields, key: proto::Key, paths: &[String], now: Timestamp) -> KeyPatch {
+    let mut patch = KeyPatch::default();
+    if paths.is_empty() {
+        fields.note("update_mask", "must name what is to change");
+    }
+    for path in paths {
+        match path.as_str() {
+            "label" => patch.label = Some(fields.line("key.label", key.label.clone(), 1..=120)),
+            "description" => {
+                patch.description = Some(fields.text("key.description", key.description.clone()));
+            }
+            "scopes" => patch.scopes = Some(fields.key_scopes("key.scopes", &key.scopes)),
+            "audiences" => {
+                patch.audiences = Some(fields.audiences("key.audiences", key.audiences.clone()));
+            }
+            "allowed_cidrs" => {
+                patch.allowed_cidrs = Some(fields.cidrs("key.allowed_cidrs", &key.allowed_cidrs));
+            }
+            "metadata" => {
+                patch.metadata = Some(fields.metadata("key.metadata", key.metadata.clone()));
+            }
+            "expires_at" => {
+                patch.expires_at = Some(fields.future("key.expires_at", key.expires_at, now));
+            }
+            "suspended" => patch.suspended = Some(key.suspended),
+            _ => fields.note(
+                "update_mask",
+                "may name label, description, scopes, audiences, allowed_cidrs, metadata, \
+                 expires_at and suspended alone",
+            ),
+        }
+    }
+    patch
+}
+
+fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
+    let mut parsed = Vec::new();
+    for (place, state) in states.iter().enumerate() {
+        match proto::KeyState::try_from(*state) {
+            Ok(proto::KeyState::Active) => parsed.push(KeyState::Active),
+            Ok(proto::KeyState::Suspended) => parsed.push(KeyState::Suspended),
+            Ok(proto::KeyState::Expired) => parsed.push(KeyState::Expired),
+            Ok(proto::KeyState::Revoked) => parsed.push(KeyState::Revoked),
+            Ok(proto::KeyState::Unspecified) | Err(_) => {
+                fields.note(format!("states[{place}]"), "must be a known state");
+            }
+        }
+    }
+    parsed
+}
+
+/// The key that a request is about, and with it the last check of its fields.
+fn parse_key_id(mut fields: Fields, value: &str) -> Result<KeyId, Invalid> {
+    let id = fields.key_id("key_id", value);
+    checked(fields, id)
+}
+
+/// A field that has been read: absent only if it was noted as wrong.
+fn checked<T>(fields: Fields, value: Option<T>) -> Result<T, Invalid> {
+    fields.check()?;
+    value.ok_or_else(|| Invalid(Vec::new()))
+}

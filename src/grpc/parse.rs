@@ -1,0 +1,390 @@
+//! Fields of requests → values of the domain, every violation told at once.
+//!
+//! A parser notes what is wrong and goes on with a value that is never used: [`Fields::check`]
+//! then refuses the request as a whole.
+
+use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::status::Invalid;
+use crate::domain::{
+    clock::Timestamp,
+    page::{self, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page},
+    scope::{SCOPES_MAX, Scope, Scopes},
+    tenant::is_tenant_id,
+    token::KeyId,
+    violation::Violation,
+};
+
+const OWNER_ID_MAX: usize = 255;
+const AUDIENCES_MAX: usize = 64;
+const CIDRS_MAX: usize = 64;
+const METADATA_MAX: usize = 4096;
+const TEXT_MAX: usize = 1024;
+
+/// Reads the fields of one request.
+#[derive(Default)]
+pub(super) struct Fields(Vec<Violation>);
+
+impl Fields {
+    /// Refuses the request if anything was wrong.
+    pub(super) fn check(self) -> Result<(), Invalid> {
+        if self.0.is_empty() {
+            Ok(())
+        } else {
+            Err(Invalid(self.0))
+        }
+    }
+
+    /// Notes what is wrong with a field.
+    pub(super) fn note(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        self.0.push(Violation::new(field, description));
+    }
+
+    pub(super) fn tenant_id(&mut self, field: &str, value: String) -> String {
+        if !is_tenant_id(&value) {
+            self.note(field, "must be [a-z0-9][a-z0-9-]{0,62}");
+        }
+        value
+    }
+
+    pub(super) fn optional_tenant_id(&mut self, field: &str, value: String) -> Option<String> {
+        (!value.is_empty()).then(|| self.tenant_id(field, value))
+    }
+
+    pub(super) fn key_id(&mut self, field: &str, value: &str) -> Option<KeyId> {
+        let id = KeyId::parse(value);
+        if id.is_none() {
+            self.note(field, "must be key_ and 16 letters or digits");
+        }
+        id
+    }
+
+    pub(super) fn owner_id(&mut self, field: &str, value: String) -> String {
+        if !is_name(&value) {
+            self.note(field, "must have 1-255 bytes and no control characters");
+        }
+        value
+    }
+
+    pub(super) fn optional_owner_id(&mut self, field: &str, value: String) -> Option<String> {
+        (!value.is_empty()).then(|| self.owner_id(field, value))
+    }
+
+    /// A text of one line.
+    pub(super) fn line(
+        &mut self,
+        field: &str,
+        value: String,
+        characters: RangeInclusive<usize>,
+    ) -> String {
+        if !characters.contains(&value.chars().count()) || value.chars().any(char::is_control) {
+            let (min, max) = (characters.start(), characters.end());
+            self.note(
+                field,
+                format!("must have {min}-{max} characters, no control characters"),
+            );
+        }
+        value
+    }
+
+    /// A text for people: at most 1024 characters, line breaks and tabs among them.
+    pub(super) fn text(&mut self, field: &str, value: String) -> String {
+        if value.chars().count() > TEXT_MAX || !is_text(&value) {
+            self.note(field, "must have at most 1024 characters, line breaks and tabs the only control characters");
+        }
+        value
+    }
+
+    pub(super) fn scopes(&mut self, field: &str, values: &[String]) -> Scopes {
+        self.count(field, values.len(), SCOPES_MAX);
+        let mut scopes = Vec::new();
+        for (place, value) in values.iter().enumerate().take(SCOPES_MAX) {
+            match Scope::parse(value) {
+                Some(scope) => scopes.push(scope),
+                None => self.note(
+                    format!("{field}[{place}]"),
+                    "must be 1-8 segments joined by `:`, each [A-Za-z0-9_.-/]{1,64} or *",
+                ),
+            }
+        }
+        scopes.into_iter().collect()
+    }
+
+    /// The scopes of a key, which needs at least one.
+    pub(super) fn key_scopes(&mut self, field: &str, values: &[String]) -> Scopes {
+        if values.is_empty() {
+            self.note(field, "a key needs at least one scope");
+        }
+        self.scopes(field, values)
+    }
+
+    /// Scopes that are asked for, which name one thing each.
+    pub(super) fn required_scopes(&mut self, field: &str, values: &[String]) {
+        self.count(field, values.len(), SCOPES_MAX);
+        for (place, value) in values.iter().enumerate().take(SCOPES_MAX) {
+            if !Scope::parse(value).is_some_and(|scope| scope.is_concrete()) {
+                self.note(
+                    format!("{field}[{place}]"),
+                    "must be 1-8 segments joined by `:`, each [A-Za-z0-9_.-/]{1,64}, without *",
+                );
+            }
+        }
+    }
+
+    /// One scope that names one thing, or none.
+    pub(super) fn optional_scope(&mut self, field: &str, value: &str) -> Option<Scope> {
+        let scope = Scope::parse(value).filter(Scope::is_concrete);
+        if scope.is_none() && !value.is_empty() {
+            self.note(field, "must be a scope without *");
+        }
+        scope
+    }
+
+    pub(super) fn audiences(&mut self, field: &str, values: Vec<String>) -> Vec<String> {
+        self.names(field, values, AUDIENCES_MAX, |name| is_name(name))
+    }
+
+    /// A list of names, each once.
+    pub(super) fn names(
+        &mut self,
+        field: &str,
+        values: Vec<String>,
+        max: usize,
+        right: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
+        self.count(field, values.len(), max);
+        for (place, _) in values
+            .iter()
+            .enumerate()
+            .take(max)
+            .filter(|(_, name)| !right(name))
+        {
+            self.note(
+                format!("{field}[{place}]"),
+                "must have 1-255 bytes and no control characters; a user name has no `:`",
+            );
+        }
+        let mut names: Vec<String> = Vec::new();
+        for value in values {
+            if !names.contains(&value) {
+                names.push(value);
+            }
+        }
+        names
+    }
+
+    pub(super) fn cidrs(&mut self, field: &str, values: &[String]) -> Vec<IpNet> {
+        self.count(field, values.len(), CIDRS_MAX);
+        let mut nets = Vec::new();
+        for (place, value) in values.iter().enumerate().take(CIDRS_MAX) {
+            match parse_cidr(value) {
+                Some(net) => nets.push(net),
+                None => self.note(
+                    format!("{field}[{place}]"),
+                    "must be a network such as 10.0.0.0/8 or 2001:db8::/32, or an address",
+                ),
+            }
+        }
+        nets
+    }
+
+    pub(super) fn metadata(
+        &mut self,
+        field: &str,
+        values: impl IntoIterator<Item = (String, String)>,
+    ) -> BTreeMap<String, String> {
+        let map: BTreeMap<_, _> = values.into_iter().collect();
+        if map
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum::<usize>()
+            > METADATA_MAX
+        {
+            self.note(
+                field,
+                "must have at most 4096 bytes, names and values together",
+            );
+        }
+        if map
+            .iter()
+            .any(|(key, value)| !is_name(key) || !is_text(value))
+        {
+            self.note(field, "names must have 1-255 bytes; no control characters");
+        }
+        map
+    }
+
+    pub(super) fn time(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Timestamp>,
+    ) -> Option<Timestamp> {
+        let value = value?;
+        let nanos = (0..1_000_000_000).contains(&value.nanos);
+        let seconds = (-62_135_596_800..=253_402_300_799).contains(&value.seconds);
+        if !nanos || !seconds {
+            self.note(field, "must be a time from year 1 to year 9999");
+            return None;
+        }
+        let micros = value.seconds * 1_000_000 + i64::from(value.nanos) / 1000;
+        Some(Timestamp::from_micros(micros))
+    }
+
+    pub(super) fn future(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Timestamp>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let time = self.time(field, value)?;
+        if time <= now {
+            self.note(field, "must be in the future");
+        }
+        Some(time)
+    }
+
+    /// A span that is not negative.
+    pub(super) fn span(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Duration>,
+    ) -> Option<Duration> {
+        let value = value?;
+        let nanos = u32::try_from(value.nanos)
+            .ok()
+            .filter(|nanos| *nanos < 1_000_000_000);
+        let seconds = u64::try_from(value.seconds)
+            .ok()
+            .filter(|seconds| *seconds <= 315_576_000_000);
+        let Some((seconds, nanos)) = seconds.zip(nanos) else {
+            self.note(field, "must be a duration from 0 to 10000 years");
+            return None;
+        };
+        Some(Duration::new(seconds, nanos))
+    }
+
+    /// A span of a microsecond or more.
+    pub(super) fn positive_span(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Duration>,
+    ) -> Option<Duration> {
+        let span = self.span(field, value)?;
+        if span < Duration::from_micros(1) {
+            self.note(field, "must be more than 0");
+        }
+        Some(span)
+    }
+
+    /// An address, never an IPv4-mapped one.
+    pub(super) fn ip(&mut self, field: &str, value: &str) -> Option<IpAddr> {
+        let ip = value.trim().parse::<IpAddr>();
+        if ip.is_err() && !value.is_empty() {
+            self.note(field, "must be an IPv4 or IPv6 address");
+        }
+        ip.ok().map(|ip| ip.to_canonical())
+    }
+
+    /// Which page of the list that `query` asks for.
+    pub(super) fn page(&mut self, query: &impl Debug, size: i32, token: &str) -> Page {
+        let size = match u32::try_from(size) {
+            Ok(0) => PAGE_SIZE_DEFAULT,
+            Ok(size) if size <= PAGE_SIZE_MAX => size,
+            _ => {
+                self.note("page_size", "must be 0 (for 50) to 1000");
+                PAGE_SIZE_DEFAULT
+            }
+        };
+        let after = page::cursor(query, token);
+        if after.is_none() && !token.is_empty() {
+            self.note(
+                "page_token",
+                "must be the next_page_token of the same query",
+            );
+        }
+        Page { size, after }
+    }
+
+    fn count(&mut self, field: &str, count: usize, max: usize) {
+        if count > max {
+            self.note(field, format!("must be at most {max}"));
+        }
+    }
+}
+
+/// 1–255 bytes without control characters.
+pub(super) fn is_name(text: &str) -> bool {
+    (1..=OWNER_ID_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+fn is_text(text: &str) -> bool {
+    text.chars()
+        .all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'))
+}
+
+/// A network or an address; an IPv4-mapped one is the IPv4 one.
+fn parse_cidr(text: &str) -> Option<IpNet> {
+    let net = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .ok()?;
+    let mapped = match net {
+        IpNet::V4(_) => None,
+        IpNet::V6(net) => net
+            .addr()
+            .to_ipv4_mapped()
+            .zip(net.prefix_len().checked_sub(96)),
+    };
+    Some(match mapped {
+        Some((address, length)) => IpNet::V4(Ipv4Net::new(address, length).ok()?.trunc()),
+        None => net.trunc(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read_as_they_are_meant() {
+        for (text, read) in [
+            ("10.0.0.0/8", Some("10.0.0.0/8")),
+            ("10.1.2.3/8", Some("10.0.0.0/8")),
+            ("192.0.2.1", Some("192.0.2.1/32")),
+            ("::ffff:10.0.0.0/104", Some("10.0.0.0/8")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1/32")),
+            ("2001:db8::/32", Some("2001:db8::/32")),
+            ("10.0.0.0/33", None),
+            ("example.org", None),
+            ("", None),
+        ] {
+            let net = parse_cidr(text).map(|net| net.to_string());
+            assert_eq!(net.as_deref(), read, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_and_spans_out_of_range_are_violations() {
+        let mut fields = Fields::default();
+        let time = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
+        let span = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+        assert_eq!(
+            fields.time("a", time(1, 999)),
+            Some(Timestamp::from_micros(1_000_000))
+        );
+        fields.time("b", time(i64::MAX, 0));
+        fields.time("c", time(0, -1));
+        fields.future("d", time(5, 0), Timestamp::from_micros(5_000_000));
+        fields.span("e", span(0, -1));
+        fields.span("f", span(i64::MAX, 0));
+        fields.positive_span("g", span(0, 1));
+        let wrong: Vec<_> = fields
+            .0
+            .into_iter()
+            .map(|violation| violation.field)
+            .collect();
+        assert_eq!(wrong, ["b", "c", "d", "e", "f", "g"]);
+    }
+}

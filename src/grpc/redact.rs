@@ -1,0 +1,98 @@
+//! `Debug` of the messages that hold a secret: everything but the secret.
+
+use std::fmt;
+
+use super::proto::{
+    CreateKeyResponse, LookupKeyRequest, RotateKeyResponse, ValidateRequest,
+    validate_request::Credential,
+};
+
+const REDACTED: &str = "[redacted]";
+
+impl fmt::Debug for CreateKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateKeyResponse")
+            .field("key", &self.key)
+            .field("plaintext_key", &REDACTED)
+            .finish()
+    }
+}
+
+impl fmt::Debug for RotateKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RotateKeyResponse")
+            .field("key", &self.key)
+            .field("plaintext_key", &REDACTED)
+            .field("enforcement", &self.enforcement)
+            .finish()
+    }
+}
+
+impl fmt::Debug for LookupKeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LookupKeyRequest")
+            .field("plaintext_key", &REDACTED)
+            .field("tenant_id", &self.tenant_id)
+            .finish()
+    }
+}
+
+impl fmt::Debug for ValidateRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ValidateRequest")
+            .field("credential", &self.credential)
+            .field("tenant_id", &self.tenant_id)
+            .field("required_scopes", &self.required_scopes)
+            .field("audience", &self.audience)
+            .field("client_ip", &self.client_ip)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variant = match self {
+            Self::Key(_) => "Key",
+            Self::Authorization(_) => "Authorization",
+        };
+        f.debug_tuple(variant).field(&REDACTED).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "s3cr3t";
+
+    #[test]
+    fn no_message_tells_its_secret() {
+        let messages: [&dyn fmt::Debug; 5] = [
+            &CreateKeyResponse {
+                plaintext_key: SECRET.to_owned(),
+                ..Default::default()
+            },
+            &RotateKeyResponse {
+                plaintext_key: SECRET.to_owned(),
+                ..Default::default()
+            },
+            &LookupKeyRequest {
+                plaintext_key: SECRET.to_owned(),
+                ..Default::default()
+            },
+            &ValidateRequest {
+                credential: Some(Credential::Key(SECRET.to_owned())),
+                ..Default::default()
+            },
+            &ValidateRequest {
+                credential: Some(Credential::Authorization(format!("Bearer {SECRET}"))),
+                ..Default::default()
+            },
+        ];
+        for message in messages {
+            let shown = format!("{message:?}");
+            assert!(!shown.contains(SECRET), "{shown}");
+            assert!(shown.contains(REDACTED), "{shown}");
+        }
+    }
+}

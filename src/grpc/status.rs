@@ -1,0 +1,235 @@
+//! The only place a status code is chosen.
+//!
+//! Every status carries `ErrorInfo` with a reason to program against; the message is for people.
+//! No text of a driver, and no value of a request, is in either.
+
+use std::{collections::HashMap, error::Error, time::Duration};
+
+use thiserror::Error;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
+use tracing::warn;
+
+use crate::{
+    domain::{tenant::Rule, token::KeyId, violation::Violation},
+    service::{refused::Refused, secret::Busy, validator::Undecided},
+    store::StoreError,
+};
+
+/// `ErrorInfo.domain` of every error.
+const DOMAIN: &str = "gatekey";
+
+/// When a call that could not be served now may be tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What is wrong with a request, all of it. Never empty.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("the request has {} invalid fields", .0.len())]
+pub struct Invalid(pub Vec<Violation>);
+
+/// Why a caller is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum Unknown {
+    #[error(
+        "give `authorization: Bearer <credential>`: the admin token, or a key of tenant system"
+    )]
+    NoCredential,
+    #[error("the credential is not the admin token and no valid key of tenant system")]
+    BadCredential,
+}
+
+fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    with_details(code, reason, HashMap::new(), message, ErrorDetails::new())
+}
+
+fn with_details(
+    code: Code,
+    reason: &str,
+    metadata: HashMap<String, String>,
+    message: impl Into<String>,
+    mut details: ErrorDetails,
+) -> Status {
+    details.set_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, message, details)
+}
+
+fn retry_later(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    with_details(code, reason, HashMap::new(), message, details)
+}
+
+/// A message that is not of the type that the call takes.
+pub(super) fn unreadable() -> Status {
+    let message = "the message cannot be read as what this call takes";
+    status(Code::InvalidArgument, "UNREADABLE_MESSAGE", message)
+}
+
+/// A stream that ends because the server stops.
+pub(super) fn stopping() -> Status {
+    retry_later(
+        Code::Unavailable,
+        "STOPPING",
+        "the server is stopping: call another replica",
+    )
+}
+
+/// A status that tonic chose, completed: `None` where it is complete already.
+///
+/// tonic answers for what never reaches a handler: an unknown method, a message that is too
+/// large, a time-out.
+pub(super) fn completed(foreign: &Status) -> Option<Status> {
+    if !foreign.details().is_empty() {
+        return None;
+    }
+    let too_large = foreign.code() == Code::OutOfRange;
+    let code = if too_large {
+        Code::ResourceExhausted
+    } else {
+        foreign.code()
+    };
+    let reason = match code {
+        Code::Ok => return None,
+        Code::ResourceExhausted if too_large => "MESSAGE_TOO_LARGE",
+        Code::ResourceExhausted => "BUSY",
+        Code::Unimplemented => "UNKNOWN_METHOD",
+        Code::Cancelled => "CANCELLED",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::InvalidArgument | Code::OutOfRange => "INVALID_ARGUMENT",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::Internal => "INTERNAL",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unknown => "UNKNOWN",
+    };
+    Some(status(code, reason, foreign.message()))
+}
+
+impl From<Invalid> for Status {
+    fn from(invalid: Invalid) -> Self {
+        let fields: Vec<_> = invalid
+            .0
+            .iter()
+            .map(|violation| &*violation.field)
+            .collect();
+        let message = format!("invalid: {}", fields.join(", "));
+        let violations: Vec<_> = invalid
+            .0
+            .iter()
+            .map(|violation| FieldViolation::new(&violation.field, &violation.description))
+            .collect();
+        let details = ErrorDetails::with_bad_request(violations);
+        with_details(
+            Code::InvalidArgument,
+            "INVALID_FIELDS",
+            HashMap::new(),
+            message,
+            details,
+        )
+    }
+}
+
+impl From<Unknown> for Status {
+    fn from(unknown: Unknown) -> Self {
+        let reason = match unknown {
+            Unknown::NoCredential => "CREDENTIAL_MISSING",
+            Unknown::BadCredential => "CREDENTIAL_INVALID",
+        };
+        status(Code::Unauthenticated, reason, unknown.to_string())
+    }
+}
+
+impl From<Undecided> for Status {
+    fn from(undecided: Undecided) -> Self {
+        match undecided {
+            Undecided::Store(error) => error.into(),
+            Undecided::Busy(busy) => busy.into(),
+        }
+    }
+}
+
+impl From<Busy> for Status {
+    fn from(busy: Busy) -> Self {
+        retry_later(Code::ResourceExhausted, "HASHING_BUSY", busy.to_string())
+    }
+}
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        // Here it is handled, and so here it is logged, with the driver's own words.
+        warn!(error = &error as &dyn Error, "the store failed");
+        match error {
+            StoreError::Unavailable(_) => {
+                retry_later(Code::Unavailable, "STORE_UNAVAILABLE", error.to_string())
+            }
+            StoreError::Corrupt(_) => status(Code::Internal, "STORE_CORRUPT", error.to_string()),
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let message = refused.to_string();
+        let (code, reason) = match refused {
+            Refused::Busy(busy) => return busy.into(),
+            Refused::Store(error) => return error.into(),
+            Refused::Rule(rule) => return rule.into(),
+            Refused::RequestRepeated(first) => {
+                return of_key(Code::AlreadyExists, "REQUEST_REPEATED", first, message);
+            }
+            Refused::KeyRotated(successor) => {
+                return of_key(Code::FailedPrecondition, "KEY_ROTATED", successor, message);
+            }
+            Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
+            Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
+            Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),
+            Refused::Forbidden(_) => (Code::PermissionDenied, "ACTION_NOT_GRANTED"),
+            Refused::NotHeld => (Code::PermissionDenied, "SCOPE_NOT_HELD"),
+            Refused::KeyRevoked => (Code::FailedPrecondition, "KEY_REVOKED"),
+            Refused::KeyExpired => (Code::FailedPrecondition, "KEY_EXPIRED"),
+            Refused::KeySuspended => (Code::FailedPrecondition, "KEY_SUSPENDED"),
+        };
+        status(code, reason, message)
+    }
+}
+
+impl From<Rule> for Status {
+    fn from(rule: Rule) -> Self {
+        let reason = match rule {
+            Rule::ScopeCatalog(_) => "SCOPE_CATALOG",
+            Rule::RequireExpiry => "REQUIRE_EXPIRY",
+            Rule::MaxTtl(_) => "MAX_TTL",
+            Rule::MaxActiveKeysPerOwner(_) => "MAX_ACTIVE_KEYS_PER_OWNER",
+            Rule::RequireOwner => "REQUIRE_OWNER",
+            Rule::RequiredOwnerScope(_) => "REQUIRED_OWNER_SCOPE",
+        };
+        let message = rule.to_string();
+        let violation = PreconditionViolation::new(reason, "", &message);
+        let details = ErrorDetails::with_precondition_failure(vec![violation]);
+        with_details(
+            Code::FailedPrecondition,
+            reason,
+            HashMap::new(),
+            message,
+            details,
+        )
+    }
+}
+
+/// A status about a call that led to another key, which its details name.
+fn of_key(code: Code, reason: &str, key: KeyId, message: String) -> Status {
+    let key = key.to_string();
+    let mut details = ErrorDetails::new();
+    details.set_resource_info("gatekey.v1.Key", &key, "", &message);
+    with_details(
+        code,
+        reason,
+        HashMap::from([("key_id".to_owned(), key)]),
+        message,
+        details,
+    )
+}

@@ -1,0 +1,342 @@
+//! A server span for each call while traces are on, as OpenTelemetry's conventions for gRPC have
+//! it (<https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>); while they are off, one branch.
+//!
+//! The spans are made with OpenTelemetry itself and not with `tracing`, so that the sampler
+//! decides before anything is paid for. Spans that `tracing` makes inside a call are its children.
+//! Of a call's metadata only `traceparent` and `tracestate` are read here: the rest holds secrets.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll, ready},
+};
+
+use http_body::{Body, Frame, SizeHint};
+use opentelemetry::{
+    Context, ContextGuard, KeyValue,
+    global::{self, BoxedTracer},
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _},
+};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use pin_project_lite::pin_project;
+use tonic::{
+    Code,
+    codegen::http::{HeaderMap, Request, Response},
+};
+use tower::{Layer, Service};
+
+/// Every method that may name a span. What a stranger writes into a path may not.
+const METHODS: [&str; 18] = [
+    "gatekey.v1.KeyService/Validate",
+    "gatekey.v1.KeyService/CreateKey",
+    "gatekey.v1.KeyService/GetKey",
+    "gatekey.v1.KeyService/ListKeys",
+    "gatekey.v1.KeyService/LookupKey",
+    "gatekey.v1.KeyService/RevokeKey",
+    "gatekey.v1.KeyService/RevokeKeys",
+    "gatekey.v1.KeyService/RotateKey",
+    "gatekey.v1.KeyService/UpdateKey",
+    "gatekey.v1.OwnerService/DeleteOwner",
+    "gatekey.v1.OwnerService/GetOwner",
+    "gatekey.v1.OwnerService/ListOwners",
+    "gatekey.v1.OwnerService/PutOwner",
+    "gatekey.v1.TenantService/GetTenant",
+    "gatekey.v1.TenantService/ListTenants",
+    "gatekey.v1.TenantService/PutTenant",
+    "gatekey.v1.EventService/ListEvents",
+    "gatekey.v1.EventService/WatchEvents",
+];
+
+/// Gives a service its spans.
+#[derive(Clone, Debug)]
+pub struct TraceLayer {
+    tracer: Option<Arc<BoxedTracer>>,
+}
+
+impl TraceLayer {
+    /// `on` is whether anything takes the spans. When it is, the exporter must have been started
+    /// before: the tracer is taken here, once.
+    #[must_use]
+    pub fn new(on: bool) -> Self {
+        let tracer = on.then(|| Arc::new(global::tracer("gatekey")));
+        Self { tracer }
+    }
+}
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Trace<S> {
+        let tracer = self.tracer.clone();
+        Trace { inner, tracer }
+    }
+}
+
+/// A service whose calls have spans: what [`TraceLayer`] makes.
+#[derive(Clone, Debug)]
+pub struct Trace<S> {
+    inner: S,
+    tracer: Option<Arc<BoxedTracer>>,
+}
+
+impl<S, B, R> Service<Request<B>> for Trace<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = Response<Traced<R>>;
+    type Error = S::Error;
+    type Future = Traced<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let tracer = self.tracer.as_deref();
+        let span = tracer.and_then(|it| open(it, request.uri().path(), request.headers()));
+        let _inside = enter(span.as_ref());
+        let inner = self.inner.call(request);
+        Traced { inner, span }
+    }
+}
+
+pin_project! {
+    /// The way to an answer, and then its body. Dropped before its end, as when the client goes
+    /// away, it ends the span without a status.
+    #[derive(Debug)]
+    pub struct Traced<T> {
+        #[pin]
+        inner: T,
+        span: Option<Context>,
+    }
+}
+
+impl<F, R, E> Future for Traced<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<Traced<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let _inside = enter(this.span.as_ref());
+        let response = ready!(this.inner.poll(cx))?;
+        // An answer without messages has its status here, any other in its trailers.
+        if response.headers().contains_key(tonic::Status::GRPC_STATUS) {
+            close(this.span, Some(response.headers()));
+        }
+        let span = this.span.take();
+        Poll::Ready(Ok(response.map(|inner| Traced { inner, span })))
+    }
+}
+
+impl<B: Body> Body for Traced<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let _inside = enter(this.span.as_ref());
+        let frame = ready!(this.inner.poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => {}
+            Some(Ok(frame)) => close(this.span, frame.trailers_ref()),
+            Some(Err(_)) | None => close(this.span, None),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Makes the span of a call the parent of those that begin while the guard lives.
+fn enter(span: Option<&Context>) -> Option<ContextGuard> {
+    span.map(|it| it.clone().attach())
+}
+
+/// Opens the span of a call; `None` for health and reflection. One that is not sampled records
+/// nothing, but is there all the same: what begins inside it must not be sampled on its own.
+fn open(tracer: &BoxedTracer, path: &str, headers: &HeaderMap) -> Option<Context> {
+    let path = path.trim_start_matches('/');
+    if path.starts_with("grpc.") {
+        return None;
+    }
+    let mut parent = Context::new();
+    if traceparent(headers).is_some() {
+        parent = TraceContextPropagator::new().extract_with_context(&parent, &Carrier(headers));
+    }
+    let name = METHODS.into_iter().find(|it| *it == path);
+    let mut span = tracer
+        .span_builder(name.unwrap_or("unknown"))
+        .with_kind(SpanKind::Server)
+        .start_with_context(tracer, &parent);
+    if span.is_recording() {
+        span.set_attribute(KeyValue::new("rpc.system", "grpc"));
+        if let Some((service, method)) = name.and_then(|it| it.split_once('/')) {
+            span.set_attribute(KeyValue::new("rpc.service", service));
+            span.set_attribute(KeyValue::new("rpc.method", method));
+        }
+    }
+    Some(parent.with_span(span))
+}
+
+/// Ends the span of a call with the status that its last headers hold, if any.
+fn close(span: &mut Option<Context>, last: Option<&HeaderMap>) {
+    let Some(context) = span.take() else { return };
+    let span = context.span();
+    if let Some(status) = last.and_then(|it| it.get(tonic::Status::GRPC_STATUS)) {
+        let code = Code::from_bytes(status.as_bytes());
+        span.set_attribute(KeyValue::new(
+            "rpc.grpc.status_code",
+            i64::from(code as i32),
+        ));
+        if is_failure(code) {
+            span.set_status(Status::error(""));
+        }
+    }
+    span.end();
+}
+
+/// Whether a server counts the status as a failure of its own, after the same conventions.
+fn is_failure(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
+/// The trace that a call belongs to: 32 lower-case hex digits out of its `traceparent`, whether
+/// or not traces are on. `None` when there is none or it is malformed.
+#[must_use]
+pub fn trace_id(headers: &HeaderMap) -> Option<String> {
+    traceparent(headers).map(str::to_owned)
+}
+
+/// The trace id of a well-formed `traceparent`
+/// (<https://www.w3.org/TR/trace-context/#traceparent-header>).
+fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all("traceparent").iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let mut parts = value.to_str().ok()?.split('-');
+    let mut hex = |digits| {
+        parts.next().filter(|it| {
+            it.len() == digits && it.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    };
+    let (version, trace, parent, _flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+    let zero = |id: &str| id.bytes().all(|it| it == b'0');
+    // Version 00 ends here; a later one may add parts. ff is none.
+    let ends = version != "00" || parts.next().is_none();
+    (ends && version != "ff" && !zero(trace) && !zero(parent)).then_some(trace)
+}
+
+/// The two headers that carry a trace from process to process.
+struct Carrier<'a>(&'a HeaderMap);
+
+impl Extractor for Carrier<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec!["traceparent", "tracestate"]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use tonic::codegen::http::HeaderValue;
+
+    use super::*;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+    fn headers(traceparents: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in traceparents {
+            headers.append("traceparent", HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn every_method_of_the_contract_may_name_a_span() {
+        let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/gatekey.v1.bin"));
+        let files = prost_types::FileDescriptorSet::decode(&bytes[..]).unwrap();
+        let mut methods = Vec::new();
+        for file in &files.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let (package, service) = (file.package(), service.name());
+                    methods.push(format!("{package}.{service}/{}", method.name()));
+                }
+            }
+        }
+        methods.sort();
+        let mut known = METHODS.to_vec();
+        known.sort_unstable();
+        assert_eq!(known, methods);
+    }
+
+    #[test]
+    fn a_well_formed_traceparent_names_its_trace() {
+        for good in [
+            format!("00-{TRACE}-00f067aa0ba902b7-01"),
+            format!("00-{TRACE}-00f067aa0ba902b7-00"),
+            format!("01-{TRACE}-00f067aa0ba902b7-01-more"),
+        ] {
+            assert_eq!(
+                trace_id(&headers(&[&good])).as_deref(),
+                Some(TRACE),
+                "{good}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_malformed_traceparent_names_none() {
+        for bad in [
+            String::new(),
+            TRACE.to_owned(),
+            format!("00-{TRACE}-00f067aa0ba902b7"),
+            format!("00-{TRACE}-00f067aa0ba902b7-01-more"),
+            format!("00-{TRACE}-00f067aa0ba902b7-01-"),
+            format!("ff-{TRACE}-00f067aa0ba902b7-01"),
+            format!("0-{TRACE}-00f067aa0ba902b7-01"),
+            format!("00-{}-00f067aa0ba902b7-01", TRACE.to_uppercase()),
+            format!("00-{}-00f067aa0ba902b7-01", &TRACE[1..]),
+            format!("00-{TRACE}-00f067aa0ba902b7-1"),
+            format!("00-{TRACE}-00f067aa0ba902bg-01"),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+            format!("00-{TRACE}-{}-01", "0".repeat(16)),
+            format!(" 00-{TRACE}-00f067aa0ba902b7-01"),
+        ] {
+            assert_eq!(trace_id(&headers(&[&bad])), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn two_traceparents_name_none() {
+        let good = format!("00-{TRACE}-00f067aa0ba902b7-01");
+        assert_eq!(trace_id(&headers(&[&good, &good])), None);
+        assert_eq!(trace_id(&headers(&[])), None);
+    }
+}

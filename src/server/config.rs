@@ -1,0 +1,276 @@
+//! Settings: each a flag and an environment variable.
+//!
+//! `Debug` redacts: a database URL may hold a password. A setting that cannot work ends the start
+//! with one line that names the variable, the value and what would be right.
+
+use std::{
+    fmt,
+    net::{SocketAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{
+    Args, CommandFactory as _, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use tracing::level_filters::LevelFilter;
+
+use super::telemetry::LogFormat;
+
+/// The value of `GATEKEY_PEPPER_FILE` that means none at all.
+pub const NO_PEPPER: &str = "none";
+
+/// Issues, lists, revokes and validates API keys over gRPC.
+#[derive(Parser, Debug)]
+#[command(name = "gatekey", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: Config,
+}
+
+/// What to do.
+#[derive(Subcommand, Clone, Copy, Debug)]
+pub enum Command {
+    /// Serve (also without a subcommand)
+    Serve,
+    /// Bring the store's schema up to date and exit
+    Migrate {
+        /// Forget which peppers the keys were made under, when those peppers are lost
+        #[arg(long)]
+        forget_peppers: bool,
+    },
+    /// Ask a running server whether it is ready; exit 0 when it is
+    Health,
+}
+
+/// The settings of a server.
+#[derive(Args, Clone)]
+pub struct Config {
+    /// The address that gRPC is served on
+    #[arg(long, env = "GATEKEY_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT", value_parser = parse_address, global = true)]
+    pub listen: SocketAddr,
+
+    /// The store: `sqlite://<file>` or `postgres://<user>@<host>/<database>`
+    #[arg(
+        long,
+        env = "GATEKEY_DATABASE_URL",
+        default_value = "sqlite://gatekey.db",
+        value_name = "URL",
+        hide_env_values = true,
+        global = true
+    )]
+    pub database_url: String,
+
+    /// The credential that may do everything, 32 bytes or more. Made when missing on SQLite
+    #[arg(
+        long,
+        env = "GATEKEY_ADMIN_TOKEN_FILE",
+        default_value = "gatekey-admin.token",
+        value_name = "FILE",
+        global = true
+    )]
+    pub admin_token_file: PathBuf,
+
+    /// Peppers, one `id:base64 of 32 bytes` a line, the first one current. Made when missing on
+    /// SQLite; `none` runs without
+    #[arg(
+        long,
+        env = "GATEKEY_PEPPER_FILE",
+        default_value = "gatekey.pepper",
+        value_name = "FILE",
+        global = true
+    )]
+    pub pepper_file: PathBuf,
+
+    /// Whether Validate needs a credential; `none` lets anyone who reaches the port call it
+    #[arg(
+        long,
+        env = "GATEKEY_VALIDATE_AUTH",
+        default_value = "required",
+        value_name = "WHO",
+        global = true
+    )]
+    pub validate_auth: ValidateAuth,
+
+    /// How long open calls may finish after SIGTERM
+    #[arg(long, env = "GATEKEY_DRAIN", default_value = "20s", value_name = "DURATION", value_parser = parse_span, global = true)]
+    pub drain: Duration,
+
+    /// How much is logged: off, error, warn, info, debug or trace
+    #[arg(long, env = "GATEKEY_LOG", default_value = "info", value_name = "LEVEL", value_parser = parse_level, global = true)]
+    pub log: LevelFilter,
+
+    /// How it is logged
+    #[arg(
+        long,
+        env = "GATEKEY_LOG_FORMAT",
+        default_value = "text",
+        value_name = "FORMAT",
+        global = true
+    )]
+    pub log_format: LogFormat,
+}
+
+/// Who may call Validate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ValidateAuth {
+    /// Whoever has a credential with the right to.
+    Required,
+    /// Anyone.
+    None,
+}
+
+impl Config {
+    /// The database URL without what may be secret in it.
+    #[must_use]
+    pub fn shown_database_url(&self) -> String {
+        let url = self.database_url.split('?').next().unwrap_or_default();
+        match url.split_once("://") {
+            Some((scheme, rest)) => {
+                let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+                format!("{scheme}://{place}")
+            }
+            None => "…".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("listen", &self.listen)
+            .field("database_url", &self.shown_database_url())
+            .field("admin_token_file", &self.admin_token_file)
+            .field("pepper_file", &self.pepper_file)
+            .field("validate_auth", &self.validate_auth)
+            .field("drain", &self.drain)
+            .field("log", &self.log)
+            .field("log_format", &self.log_format)
+            .finish()
+    }
+}
+
+/// Reads the command line and the environment.
+///
+/// # Errors
+/// The exit code, once help, the version or what is wrong has been printed.
+pub fn parse() -> Result<(Command, Config), ExitCode> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok((cli.command.unwrap_or(Command::Serve), cli.config)),
+        Err(error) => Err(explain(&error)),
+    }
+}
+
+fn explain(error: &clap::Error) -> ExitCode {
+    match bad_setting(error) {
+        Some(line) => eprintln!("gatekey: {line}"),
+        // Nothing can be done about a closed terminal.
+        None => drop(error.print()),
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// The one line about a setting's value that cannot work.
+fn bad_setting(error: &clap::Error) -> Option<String> {
+    if !matches!(
+        error.kind(),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue
+    ) {
+        return None;
+    }
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
+        return None;
+    };
+    let long = flag.trim_start_matches('-').split(' ').next()?;
+    let command = Cli::command();
+    let argument = command
+        .get_arguments()
+        .find(|argument| argument.get_long() == Some(long))?;
+    let variable = argument.get_env()?.to_str()?;
+    let right = match (
+        error.get(ContextKind::ValidValue),
+        std::error::Error::source(error),
+    ) {
+        (Some(ContextValue::Strings(values)), _) => format!("must be {}", values.join(" or ")),
+        (_, Some(source)) => source.to_string(),
+        _ => "see --help".to_owned(),
+    };
+    Some(format!("{variable}={value} cannot work: {right}"))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let resolved = text
+        .to_socket_addrs()
+        .ok()
+        .and_then(|mut addresses| addresses.next());
+    resolved.ok_or_else(|| "must be an address and a port, such as 127.0.0.1:50051".to_owned())
+}
+
+fn parse_span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "must be a duration with its unit, such as 500ms, 10s or 15m".to_owned())
+}
+
+fn parse_level(text: &str) -> Result<LevelFilter, String> {
+    text.parse()
+        .map_err(|_| "must be off, error, warn, info, debug or trace".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Config {
+        Cli::try_parse_from([&["gatekey"], arguments].concat())
+            .unwrap()
+            .config
+    }
+
+    #[test]
+    fn neither_debug_nor_the_shown_url_tell_a_password() {
+        let url = "postgres://user:hunter2@db.example/keys?password=hunter3";
+        let config = config(&["--database-url", url]);
+        assert_eq!(config.shown_database_url(), "postgres://db.example/keys");
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter"), "{shown}");
+    }
+
+    #[test]
+    fn settings_may_follow_the_subcommand() {
+        assert_eq!(
+            config(&["serve", "--drain", "3s"]).drain,
+            Duration::from_secs(3)
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_is_one_line_with_its_variable() {
+        for (flag, value, line) in [
+            (
+                "--listen",
+                "nowhere",
+                "GATEKEY_LISTEN=nowhere cannot work: must be an address and a port, such as 127.0.0.1:50051",
+            ),
+            (
+                "--drain",
+                "20",
+                "GATEKEY_DRAIN=20 cannot work: must be a duration with its unit, such as 500ms, 10s or 15m",
+            ),
+            (
+                "--log-format",
+                "xml",
+                "GATEKEY_LOG_FORMAT=xml cannot work: must be text or json",
+            ),
+        ] {
+            let error = Cli::try_parse_from(["gatekey", flag, value]).unwrap_err();
+            assert_eq!(bad_setting(&error).as_deref(), Some(line));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Health: what probes are told, and `gatekey health`, which asks.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time;
+use tonic::transport::Endpoint;
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_check_response, health_client::HealthClient},
+    server::HealthReporter,
+};
+use tracing::{info, warn};
+
+use super::{StartError, config::Config};
+use crate::{grpc::READINESS, store::Store};
+
+/// How often the store is asked.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long it may take to answer, and how long `gatekey health` waits.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Keeps readiness true: serving while the store answers. Ends when dropped.
+pub async fn follow(store: Arc<dyn Store>, reporter: HealthReporter) {
+    let mut ready = false;
+    let mut looks = time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let answers = matches!(time::timeout(PATIENCE, store.head()).await, Ok(Ok(_)));
+        if answers == ready {
+            continue;
+        }
+        ready = answers;
+        let status = if ready {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        reporter.set_service_status(READINESS, status).await;
+        if ready {
+            info!("ready");
+        } else {
+            warn!("not ready: the store does not answer");
+        }
+    }
+}
+
+/// Asks the server that these settings describe whether it is ready.
+///
+/// # Errors
+/// When it is not, or does not answer.
+pub async fn ask(config: &Config) -> Result<(), StartError> {
+    let mut address = config.listen;
+    if address.ip().is_unspecified() {
+        // Where it listens on every address, it answers on this one.
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|_| StartError::NotReady("it has no address"))?
+        .connect_timeout(PATIENCE)
+        .timeout(PATIENCE);
+    let request = HealthCheckRequest {
+        service: READINESS.to_owned(),
+    };
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|_| StartError::NotReady("it does not take connections"))?;
+    let answer = HealthClient::new(channel)
+        .check(request)
+        .await
+        .map_err(|_| StartError::NotReady("it does not answer"))?;
+    match answer.into_inner().status() {
+        health_check_response::ServingStatus::Serving => Ok(()),
+        _ => Err(StartError::NotReady("it says that it is not")),
+    }
+}

@@ -1,0 +1,256 @@
+//! The roof: how gatekey runs.
+//!
+//! The order of the start and of the stop is here, top to bottom.
+
+pub mod config;
+pub mod health;
+mod keyfile;
+mod telemetry;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    time::{self, Instant},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tower::util::MapResponseLayer;
+use tracing::{info, warn};
+
+use self::{
+    config::{Config, ValidateAuth},
+    keyfile::KeyFiles,
+    telemetry::{Telemetry, TelemetryError},
+};
+use crate::{
+    domain::clock::SystemClock,
+    grpc::{self, DESCRIPTORS, Doors, READINESS, trace::TraceLayer},
+    service::{
+        keyring::Keyring,
+        log::Log,
+        repepper::{self, PepperMismatch, Repepper},
+        secret::Secrets,
+        validator::Validator,
+    },
+    store::{self, Engine, OpenError, Store, StoreError},
+};
+
+/// How long a store that does not answer is tried at the start.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
+const STORE_RETRY: Duration = Duration::from_millis(500);
+/// A peer that does not answer a ping for this long is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most that a call's headers may have, in bytes.
+const HEADERS_MAX: u32 = 16 * 1024;
+
+/// Why gatekey could not start, in one line.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("{variable}={value} cannot work: {why}")]
+    Setting {
+        variable: &'static str,
+        value: String,
+        why: String,
+    },
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error("the store failed during the start: {0}")]
+    Store(#[from] StoreError),
+    #[error("the server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    #[error("the process cannot be set up: {0}")]
+    Process(#[from] io::Error),
+    #[error("the server is not ready: {0}")]
+    NotReady(&'static str),
+}
+
+/// Serves until SIGTERM or SIGINT, and then until what was begun is finished.
+///
+/// # Errors
+/// When it cannot start.
+pub fn serve(runtime: &Runtime, config: Config) -> Result<(), StartError> {
+    let telemetry = runtime.block_on(async { telemetry::start(config.log, config.log_format) })?;
+    let served = runtime.block_on(run(&config, &telemetry));
+    telemetry.stop();
+    served
+}
+
+/// Brings the store's schema up to date.
+///
+/// # Errors
+/// When that cannot be done.
+pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartError> {
+    let store = open_store(config).await?;
+    if forget_peppers {
+        store.forget_pepper_checks().await?;
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let store = open_store(config).await?;
+    let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
+    let KeyFiles {
+        admin,
+        peppers,
+        made,
+    } = keyfile::read(config, engine, &*store).await?;
+    repepper::check(&*store, &peppers)
+        .await
+        .map_err(|mismatch| bad_pepper(config, mismatch))?;
+
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| StartError::Setting {
+            variable: "GATEKEY_LISTEN",
+            value: config.listen.to_string(),
+            why: error.to_string(),
+        })?;
+    let listen = listener.local_addr()?;
+
+    let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
+    let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
+    let keyring = Keyring::new(Arc::clone(&store), Arc::clone(&secrets), clock.clone());
+    let stop = CancellationToken::new();
+    let doors = Doors {
+        validator: Arc::new(Validator::new(
+            Arc::clone(&store),
+            secrets,
+            clock.clone(),
+            repepper,
+        )),
+        log: Log::new(Arc::clone(&store), keyring.changed()),
+        keyring,
+        clock,
+        admin,
+        validate_auth: config.validate_auth == ValidateAuth::Required,
+        stop: stop.clone(),
+    };
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
+        .await;
+    let readiness = tokio::spawn(health::follow(Arc::clone(&store), reporter.clone()));
+    let routes = doors.routes().add_service(health);
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .http2_max_header_list_size(HEADERS_MAX)
+        .layer(TraceLayer::new(telemetry.traces()))
+        .layer(MapResponseLayer::new(grpc::complete))
+        .add_routes(routes)
+        .add_service(reflection().build_v1().map_err(reflection_error)?)
+        .add_service(reflection().build_v1alpha().map_err(reflection_error)?)
+        .serve_with_incoming_shutdown(
+            TcpListenerStream::new(listener),
+            stop.clone().cancelled_owned(),
+        );
+    let server = tokio::spawn(server);
+    info!(
+        listen = %listen,
+        store = config.shown_database_url(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
+    tell_first_steps(&made, config, listen);
+
+    let asked = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    // The stop. No new calls come once every balancer has seen this.
+    info!(signal = asked, "stopping");
+    readiness.abort();
+    reporter
+        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
+        .await;
+    stop.cancel();
+    match time::timeout(config.drain, server).await {
+        Ok(ended) => ended.map_err(io::Error::other)??,
+        Err(_) => warn!("calls were cut off that did not finish in time"),
+    }
+    store.close().await;
+    info!("stopped");
+    Ok(())
+}
+
+/// Opens the store; one that does not answer is tried for a while.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        match store::open(&config.database_url).await {
+            Ok(store) => return Ok(store),
+            Err(error @ OpenError::Unreachable(_)) if started.elapsed() < STORE_PATIENCE => {
+                if !told {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, "the store does not answer yet: trying for 30 s");
+                    told = true;
+                }
+                time::sleep(STORE_RETRY).await;
+            }
+            Err(error) => return Err(bad_store(config, &error)),
+        }
+    }
+}
+
+fn bad_store(config: &Config, error: &OpenError) -> StartError {
+    StartError::Setting {
+        variable: "GATEKEY_DATABASE_URL",
+        value: config.shown_database_url(),
+        why: error.to_string(),
+    }
+}
+
+fn bad_pepper(config: &Config, mismatch: PepperMismatch) -> StartError {
+    match mismatch {
+        PepperMismatch::Store(error) => error.into(),
+        other => StartError::Setting {
+            variable: "GATEKEY_PEPPER_FILE",
+            value: config.pepper_file.display().to_string(),
+            why: other.to_string(),
+        },
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+fn reflection_error(error: tonic_reflection::server::Error) -> StartError {
+    StartError::Process(io::Error::other(error))
+}
+
+/// On the first start: where the secrets are, and what to type next.
+fn tell_first_steps(made: &[PathBuf], config: &Config, listen: SocketAddr) {
+    if made.is_empty() {
+        return;
+    }
+    let files: Vec<_> = made.iter().map(|path| path.display().to_string()).collect();
+    let token = config.admin_token_file.display();
+    println!(
+        "Made {}: keep them, and keep them secret.",
+        files.join(" and ")
+    );
+    println!(
+        "Serving gRPC on {listen}, keys in {}. Issue the first one:",
+        config.shown_database_url()
+    );
+    println!(
+        "  grpcurl -plaintext -H \"authorization: Bearer $(cat {token})\" -d '{{\"tenant_id\":\"default\",\"owner_id\":\"me\",\"label\":\"first\",\"scopes\":[\"*\"]}}' {listen} gatekey.v1.KeyService/CreateKey"
+    );
+}

@@ -1,0 +1,61 @@
+//! What must hold for a new key to be issued, in the state that the mutation changes.
+
+use crate::{
+    domain::{
+        caller::Caller,
+        clock::Timestamp,
+        key::{Key, KeyState, Revocation},
+        tenant::{OnLimit, Rule, Tenant},
+        token::KeyId,
+    },
+    service::refused::Refused,
+    store::Mutation,
+};
+
+/// Checks a new key against its tenant's rules, and makes room for it where the rule is to
+/// replace the oldest. Returns which keys were revoked for it.
+pub(super) async fn admit_new(
+    mutation: &mut dyn Mutation,
+    caller: &Caller,
+    tenant: &Tenant,
+    new: &Key,
+) -> Result<Vec<KeyId>, Refused> {
+    tenant.admit_scopes(&new.scopes)?;
+    let owner = mutation.find_owner(&new.tenant_id, &new.owner_id).await?;
+    tenant.admit_owner(owner.as_ref())?;
+    let limit = tenant.max_active_keys_per_owner;
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let now = new.created_at;
+    let mut living = mutation
+        .list_living(&new.tenant_id, Some(&new.owner_id), now)
+        .await?;
+    let over = (living.len() + 1).saturating_sub(limit as usize);
+    if over > 0 && tenant.on_limit == OnLimit::Reject {
+        return Err(Rule::MaxActiveKeysPerOwner(limit).into());
+    }
+    living.truncate(over);
+    for id in &living {
+        let mut oldest = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
+        oldest.revoked = Some(Revocation {
+            at: now,
+            by: caller.actor.clone(),
+            reason: format!("replaced by {}", new.key_id),
+        });
+        oldest.revision = new.revision;
+        mutation.update_key(&oldest).await?;
+    }
+    Ok(living)
+}
+
+/// Whether a key can have a successor.
+pub(super) fn admit_rotation(old: &Key, now: Timestamp) -> Result<(), Refused> {
+    match (old.state(now), old.rotated_to) {
+        (KeyState::Revoked, _) => Err(Refused::KeyRevoked),
+        (_, Some(successor)) => Err(Refused::KeyRotated(successor)),
+        (KeyState::Expired, None) => Err(Refused::KeyExpired),
+        (KeyState::Suspended, None) => Err(Refused::KeySuspended),
+        (KeyState::Active, None) => Ok(()),
+    }
+}

@@ -1,0 +1,34 @@
+//! What events tell, as JSON: by the names of the API's fields, in the API's spelling.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::domain::{
+    clock::Timestamp,
+    scope::{Scope, Scopes},
+    token::KeyId,
+};
+
+/// `null`: never.
+pub(super) fn of_time(time: Option<Timestamp>) -> Value {
+    let Some(time) = time else {
+        return Value::Null;
+    };
+    let micros = u64::try_from(time.as_micros()).unwrap_or(0);
+    let time = UNIX_EPOCH + Duration::from_micros(micros);
+    json!(humantime::format_rfc3339_micros(time).to_string())
+}
+
+/// `null`: none.
+pub(super) fn of_span(span: Option<Duration>) -> Value {
+    json!(span.map(|span| format!("{}s", span.as_secs_f64())))
+}
+
+pub(super) fn of_scopes(scopes: &Scopes) -> Value {
+    json!(scopes.iter().map(Scope::as_str).collect::<Vec<_>>())
+}
+
+pub(super) fn of_ids(ids: &[KeyId]) -> Value {
+    json!(ids.iter().map(KeyId::to_string).collect::<Vec<_>>())
+}

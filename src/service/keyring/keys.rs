@@ -1,0 +1,470 @@
+//! Keys: issued, rotated, changed, revoked and read.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use super::{
+    Keyring,
+    admission::{admit_new, admit_rotation},
+    admit_grant, admit_key, change,
+    detail::{of_ids, of_scopes, of_time},
+    key_in_view, tenant_in,
+};
+use crate::{
+    domain::{
+        caller::{Action, Caller},
+        clock::Timestamp,
+        event::{Change, Details, EventKind},
+        key::{HASH_VERSION, Key, Revocation, Verifier},
+        page::Page,
+        scope::Scopes,
+        token::{KeyId, Plaintext},
+    },
+    service::refused::{Refused, authorize},
+    store::KeyQuery,
+};
+
+/// What a new key is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewKey {
+    pub tenant_id: String,
+    pub owner_id: String,
+    pub label: String,
+    pub description: String,
+    pub scopes: Scopes,
+    pub audiences: Vec<String>,
+    pub allowed_cidrs: Vec<IpNet>,
+    pub metadata: BTreeMap<String, String>,
+    pub lifetime: Option<Lifetime>,
+    /// Makes a repetition of the call safe.
+    pub request_id: Option<String>,
+}
+
+/// How long a key is to live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lifetime {
+    Until(Timestamp),
+    For(Duration),
+}
+
+/// What a key's successor is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rotation {
+    /// How long the old key goes on working.
+    pub overlap: Duration,
+    /// `None`: as long as the old one was made to live.
+    pub lifetime: Option<Lifetime>,
+}
+
+/// The new values of what is to change.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct KeyPatch {
+    pub label: Option<String>,
+    pub description: Option<String>,
+    pub scopes: Option<Scopes>,
+    pub audiences: Option<Vec<String>>,
+    pub allowed_cidrs: Option<Vec<IpNet>>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// `Some(None)`: never.
+    pub expires_at: Option<Option<Timestamp>>,
+    pub suspended: Option<bool>,
+}
+
+/// A key just made, and its plaintext on the way to the one answer that shows it.
+#[derive(Debug)]
+pub struct Issued {
+    pub key: Key,
+    pub plaintext: Plaintext,
+}
+
+/// What RevokeKeys did, or would do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Revoked {
+    pub count: usize,
+    /// `None`: nothing was changed.
+    pub revision: Option<i64>,
+}
+
+impl Keyring {
+    /// Issues a key.
+    ///
+    /// # Errors
+    /// [`Refused::RequestRepeated`], a tenant's rule, and those of every call.
+    pub async fn create(&self, caller: &Caller, new: NewKey) -> Result<Issued, Refused> {
+        authorize(caller, &new.tenant_id, Action::KeysCreate)?;
+        admit_grant(caller, &new.tenant_id, &new.scopes)?;
+        let minted = self.mint(&new.tenant_id).await?;
+
+        let mut mutation = self.store.begin().await?;
+        if let Some(request_id) = &new.request_id
+            && let Some(first) = mutation.find_request(&new.tenant_id, request_id).await?
+        {
+            return Err(Refused::RequestRepeated(first));
+        }
+        let now = self.clock.now();
+        let tenant = tenant_in(&mut *mutation, &new.tenant_id).await?;
+        let wanted = new.lifetime.map(|lifetime| lifetime.from(now));
+        let key = Key {
+            expires_at: tenant.expiry(now, wanted)?,
+            key_id: minted.key_id,
+            tenant_id: new.tenant_id,
+            owner_id: new.owner_id,
+            label: new.label,
+            description: new.description,
+            prefix: minted.prefix,
+            scopes: new.scopes,
+            audiences: new.audiences,
+            allowed_cidrs: new.allowed_cidrs,
+            metadata: new.metadata,
+            suspended: false,
+            created_at: now,
+            created_by: caller.actor.clone(),
+            revoked: None,
+            rotated_from: None,
+            rotated_to: None,
+            hash_version: HASH_VERSION.to_owned(),
+            created_revision: mutation.revision(),
+            revision: mutation.revision(),
+        };
+        let replaced = admit_new(&mut *mutation, caller, &tenant, &key).await?;
+        mutation
+            .insert_key(&key, &minted.verifier, new.request_id.as_deref())
+            .await?;
+
+        let mut event = key_change(caller, now, EventKind::KeyCreated, &key);
+        event.details = issued_details(&key, &replaced);
+        self.commit(mutation, event).await?;
+        Ok(Issued {
+            key,
+            plaintext: minted.plaintext,
+        })
+    }
+
+    /// Issues the successor of a key: same owner, scopes and limits.
+    ///
+    /// # Errors
+    /// Why the key cannot be rotated, a tenant's rule, and those of every call.
+    pub async fn rotate(
+        &self,
+        caller: &Caller,
+        tenant: Option<&str>,
+        id: KeyId,
+        rotation: Rotation,
+    ) -> Result<Issued, Refused> {
+        let old = self
+            .find_key(caller, tenant, id, Action::KeysRotate)
+            .await?;
+        let minted = self.mint(&old.tenant_id).await?;
+
+        let mut mutation = self.store.begin().await?;
+        let now = self.clock.now();
+        let mut old = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysRotate).await?;
+        admit_grant(caller, &old.tenant_id, &old.scopes)?;
+        admit_rotation(&old, now)?;
+        let rules = tenant_in(&mut *mutation, &old.tenant_id).await?;
+        let wanted = match rotation.lifetime {
+            Some(lifetime) => Some(lifetime.from(now)),
+            None => old.expires_at.map(|at| now.after(at.since(old.created_at))),
+        };
+        rules.admit_expiry(now, wanted)?;
+
+        let new = Key {
+            key_id: minted.key_id,
+            prefix: minted.prefix,
+            created_at: now,
+            created_by: caller.actor.clone(),
+            expires_at: wanted,
+            rotated_from: Some(old.key_id),
+            created_revision: mutation.revision(),
+            revision: mutation.revision(),
+            ..old.clone()
+        };
+        let end = now.after(rotation.overlap);
+        old.expires_at = Some(old.expires_at.map_or(end, |at| at.min(end)));
+        old.rotated_to = Some(new.key_id);
+        old.revision = mutation.revision();
+        mutation.update_key(&old).await?;
+        // After the old key has its end: without an overlap it leaves its place to the new one.
+        let replaced = admit_new(&mut *mutation, caller, &rules, &new).await?;
+        mutation.insert_key(&new, &minted.verifier, None).await?;
+
+        let mut event = key_change(caller, now, EventKind::KeyRotated, &old);
+        event.details = issued_details(&new, &replaced);
+        event
+            .details
+            .insert("rotated_to".to_owned(), json!(new.key_id.to_string()));
+        event
+            .details
+            .insert("old_expires_at".to_owned(), of_time(old.expires_at));
+        self.commit(mutation, event).await?;
+        Ok(Issued {
+            key: new,
+            plaintext: minted.plaintext,
+        })
+    }
+
+    /// Changes a key.
+    ///
+    /// # Errors
+    /// [`Refused::KeyRevoked`], a tenant's rule, and those of every call.
+    pub async fn update(
+        &self,
+        caller: &Caller,
+        tenant: Option<&str>,
+        id: KeyId,
+        patch: KeyPatch,
+    ) -> Result<Key, Refused> {
+        let mut mutation = self.store.begin().await?;
+        let mut key = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysUpdate).await?;
+        if key.revoked.is_some() {
+            return Err(Refused::KeyRevoked);
+        }
+        let rules = tenant_in(&mut *mutation, &key.tenant_id).await?;
+        if let Some(scopes) = &patch.scopes {
+            rules.admit_scopes(scopes)?;
+        }
+        if let Some(expiry) = patch.expires_at {
+            rules.admit_expiry(key.created_at, expiry)?;
+        }
+        let details = patch.apply(&mut key);
+        admit_grant(caller, &key.tenant_id, &key.scopes)?;
+        key.revision = mutation.revision();
+        mutation.update_key(&key).await?;
+
+        let mut event = key_change(caller, self.clock.now(), EventKind::KeyUpdated, &key);
+        event.details = details;
+        self.commit(mutation, event).await?;
+        Ok(key)
+    }
+
+    /// Revokes a key for ever. A key that is revoked already stays as it is.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn revoke(
+        &self,
+        caller: &Caller,
+        tenant: &str,
+        id: KeyId,
+        reason: String,
+    ) -> Result<Key, Refused> {
+        authorize(caller, tenant, Action::KeysRevoke)?;
+        let mut mutation = self.store.begin().await?;
+        let mut key =
+            key_in_view(&mut *mutation, caller, Some(tenant), id, Action::KeysRevoke).await?;
+        if key.revoked.is_some() {
+            return Ok(key);
+        }
+        let now = self.clock.now();
+        key.revoked = Some(Revocation {
+            at: now,
+            by: caller.actor.clone(),
+            reason: reason.clone(),
+        });
+        key.revision = mutation.revision();
+        mutation.update_key(&key).await?;
+
+        let mut event = key_change(caller, now, EventKind::KeyRevoked, &key);
+        event
+            .details
+            .insert("reason".to_owned(), Value::String(reason));
+        self.commit(mutation, event).await?;
+        Ok(key)
+    }
+
+    /// Revokes all living keys of a tenant, or of one owner in it: all that are neither revoked
+    /// nor expired, a suspended one being only a call away from use.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn revoke_all(
+        &self,
+        caller: &Caller,
+        tenant: &str,
+        owner: Option<String>,
+        reason: String,
+        dry_run: bool,
+    ) -> Result<Revoked, Refused> {
+        authorize(caller, tenant, Action::KeysRevoke)?;
+        let mut mutation = self.store.begin().await?;
+        tenant_in(&mut *mutation, tenant).await?;
+        let now = self.clock.now();
+        let keys = mutation.list_living(tenant, owner.as_deref(), now).await?;
+        let count = keys.len();
+        if dry_run || keys.is_empty() {
+            return Ok(Revoked {
+                count,
+                revision: None,
+            });
+        }
+        mutation
+            .revoke_living(tenant, owner.as_deref(), now, &caller.actor, &reason)
+            .await?;
+
+        let revision = mutation.revision();
+        let mut event = change(caller, now, EventKind::KeysRevoked, tenant);
+        event.owner_id = owner;
+        event
+            .details
+            .insert("reason".to_owned(), Value::String(reason));
+        event.details.insert("key_ids".to_owned(), of_ids(&keys));
+        self.commit(mutation, event).await?;
+        Ok(Revoked {
+            count,
+            revision: Some(revision),
+        })
+    }
+
+    /// The key of that id.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn find_key(
+        &self,
+        caller: &Caller,
+        tenant: Option<&str>,
+        id: KeyId,
+        action: Action,
+    ) -> Result<Key, Refused> {
+        admit_key(self.store.find_key(id).await?, caller, tenant, action)
+    }
+
+    /// A key that was found by its plaintext.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub fn admit_found(
+        &self,
+        caller: &Caller,
+        tenant: Option<&str>,
+        found: Option<Key>,
+    ) -> Result<Key, Refused> {
+        admit_key(found, caller, tenant, Action::KeysLookup)
+    }
+
+    /// A tenant's keys, newest first.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn list_keys(
+        &self,
+        caller: &Caller,
+        query: &KeyQuery,
+        page: &Page,
+    ) -> Result<Vec<Key>, Refused> {
+        authorize(caller, &query.tenant_id, Action::KeysList)?;
+        let keys = self.store.list_keys(query, self.clock.now(), page).await?;
+        if keys.is_empty() {
+            self.store
+                .find_tenant(&query.tenant_id)
+                .await?
+                .ok_or(Refused::NoTenant)?;
+        }
+        Ok(keys)
+    }
+}
+
+/// A key's parts before there is a key.
+struct Minted {
+    key_id: KeyId,
+    prefix: String,
+    plaintext: Plaintext,
+    verifier: Verifier,
+}
+
+impl Keyring {
+    /// Makes a key of this tenant. Done before the mutation begins, for nobody should wait for
+    /// argon2.
+    async fn mint(&self, tenant: &str) -> Result<Minted, Refused> {
+        let tenant = self
+            .store
+            .find_tenant(tenant)
+            .await?
+            .ok_or(Refused::NoTenant)?;
+        let prefix = tenant.prefix().to_owned();
+        let (key_id, plaintext) = Plaintext::mint(&prefix, &mut rand::rng());
+        let verifier = self.secrets.seal(&plaintext).await?;
+        Ok(Minted {
+            key_id,
+            prefix,
+            plaintext,
+            verifier,
+        })
+    }
+}
+
+/// The beginning of an event about one key.
+fn key_change(caller: &Caller, at: Timestamp, kind: EventKind, key: &Key) -> Change {
+    Change {
+        key_id: Some(key.key_id),
+        owner_id: Some(key.owner_id.clone()),
+        ..change(caller, at, kind, &key.tenant_id)
+    }
+}
+
+/// What the log tells of a new key.
+fn issued_details(key: &Key, replaced: &[KeyId]) -> Details {
+    let mut details = Details::new();
+    details.insert("label".to_owned(), json!(key.label));
+    details.insert("scopes".to_owned(), of_scopes(&key.scopes));
+    details.insert("expires_at".to_owned(), of_time(key.expires_at));
+    if !replaced.is_empty() {
+        details.insert("replaced".to_owned(), of_ids(replaced));
+    }
+    details
+}
+
+impl Lifetime {
+    fn from(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Until(at) => at,
+            Self::For(span) => now.after(span),
+        }
+    }
+}
+
+impl KeyPatch {
+    /// Changes the key, and tells what was changed, for the log.
+    fn apply(self, key: &mut Key) -> Details {
+        let mut details = Details::new();
+        let mut tell = |field: &str, value| details.insert(field.to_owned(), value);
+        if let Some(label) = self.label {
+            tell("label", json!(label));
+            key.label = label;
+        }
+        if let Some(description) = self.description {
+            tell("description", json!(description));
+            key.description = description;
+        }
+        if let Some(scopes) = self.scopes {
+            tell("scopes", of_scopes(&scopes));
+            key.scopes = scopes;
+        }
+        if let Some(audiences) = self.audiences {
+            tell("audiences", json!(audiences));
+            key.audiences = audiences;
+        }
+        if let Some(cidrs) = self.allowed_cidrs {
+            tell(
+                "allowed_cidrs",
+                json!(cidrs.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            );
+            key.allowed_cidrs = cidrs;
+        }
+        if let Some(metadata) = self.metadata {
+            tell("metadata", json!(metadata));
+            key.metadata = metadata;
+        }
+        if let Some(expires_at) = self.expires_at {
+            tell("expires_at", of_time(expires_at));
+            key.expires_at = expires_at;
+        }
+        if let Some(suspended) = self.suspended {
+            tell("suspended", json!(suspended));
+            key.suspended = suspended;
+        }
+        details
+    }
+}

@@ -1,0 +1,113 @@
+//! Owners: their records put, forgotten and read.
+
+use serde_json::json;
+
+use super::{Keyring, admit_grant, change, detail::of_scopes, tenant_in};
+use crate::{
+    domain::{
+        caller::{ADMIN, Action, Caller},
+        event::EventKind,
+        owner::Owner,
+        page::Page,
+        tenant::SYSTEM,
+    },
+    service::refused::{Refused, authorize},
+};
+
+impl Keyring {
+    /// Makes or replaces an owner's record; its `revision` is set here.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn put_owner(&self, caller: &Caller, mut owner: Owner) -> Result<Owner, Refused> {
+        authorize(caller, &owner.tenant_id, Action::OwnersWrite)?;
+        admit_grant(caller, &owner.tenant_id, &owner.scopes)?;
+        let mut mutation = self.store.begin().await?;
+        tenant_in(&mut *mutation, &owner.tenant_id).await?;
+        owner.revision = mutation.revision();
+        mutation.put_owner(&owner).await?;
+
+        let mut event = change(
+            caller,
+            self.clock.now(),
+            EventKind::OwnerPut,
+            &owner.tenant_id,
+        );
+        event.owner_id = Some(owner.owner_id.clone());
+        event.details.extend([
+            ("scopes".to_owned(), of_scopes(&owner.scopes)),
+            ("audiences".to_owned(), json!(owner.audiences)),
+            ("suspended".to_owned(), json!(owner.suspended)),
+            ("display_name".to_owned(), json!(owner.display_name)),
+        ]);
+        self.commit(mutation, event).await?;
+        Ok(owner)
+    }
+
+    /// Forgets an owner's record, and returns it with the revision of that.
+    ///
+    /// # Errors
+    /// [`Refused::NoOwner`], and those of every call. In tenant `system` the owner's keys are
+    /// then bounded by nothing, so that only one who holds everything may do it.
+    pub async fn delete_owner(
+        &self,
+        caller: &Caller,
+        tenant: &str,
+        owner: &str,
+    ) -> Result<Owner, Refused> {
+        authorize(caller, tenant, Action::OwnersWrite)?;
+        if tenant == SYSTEM {
+            admit_grant(caller, tenant, &Caller::admin(ADMIN).scopes)?;
+        }
+        let mut mutation = self.store.begin().await?;
+        let mut owner = mutation
+            .find_owner(tenant, owner)
+            .await?
+            .ok_or(Refused::NoOwner)?;
+        owner.revision = mutation.revision();
+        mutation.delete_owner(tenant, &owner.owner_id).await?;
+
+        let mut event = change(caller, self.clock.now(), EventKind::OwnerDeleted, tenant);
+        event.owner_id = Some(owner.owner_id.clone());
+        self.commit(mutation, event).await?;
+        Ok(owner)
+    }
+
+    /// The owner of that name.
+    ///
+    /// # Errors
+    /// [`Refused::NoOwner`], and those of every call.
+    pub async fn find_owner(
+        &self,
+        caller: &Caller,
+        tenant: &str,
+        owner: &str,
+    ) -> Result<Owner, Refused> {
+        authorize(caller, tenant, Action::OwnersRead)?;
+        self.store
+            .find_owner(tenant, owner)
+            .await?
+            .ok_or(Refused::NoOwner)
+    }
+
+    /// A tenant's owners, by `owner_id`.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn list_owners(
+        &self,
+        caller: &Caller,
+        tenant: &str,
+        page: &Page,
+    ) -> Result<Vec<Owner>, Refused> {
+        authorize(caller, tenant, Action::OwnersRead)?;
+        let owners = self.store.list_owners(tenant, page).await?;
+        if owners.is_empty() {
+            self.store
+                .find_tenant(tenant)
+                .await?
+                .ok_or(Refused::NoTenant)?;
+        }
+        Ok(owners)
+    }
+}

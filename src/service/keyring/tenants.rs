@@ -1,0 +1,82 @@
+//! Tenants: their rules put and read.
+
+use serde_json::json;
+
+use super::{
+    Keyring, admit_grant, change,
+    detail::{of_scopes, of_span},
+};
+use crate::{
+    domain::{
+        caller::{ADMIN, Action, Caller},
+        event::EventKind,
+        page::Page,
+        scope::Scope,
+        tenant::{OnLimit, Tenant},
+    },
+    service::refused::{Refused, authorize},
+};
+
+impl Keyring {
+    /// Makes or replaces a tenant; its `revision` is set here.
+    ///
+    /// # Errors
+    /// Those of every call. The rules of tenant `system` bound who may do what to gatekey, so
+    /// that only one who holds everything may change them.
+    pub async fn put_tenant(&self, caller: &Caller, mut tenant: Tenant) -> Result<Tenant, Refused> {
+        authorize(caller, &tenant.tenant_id, Action::TenantsWrite)?;
+        admit_grant(caller, &tenant.tenant_id, &Caller::admin(ADMIN).scopes)?;
+        let mut mutation = self.store.begin().await?;
+        tenant.revision = mutation.revision();
+        mutation.put_tenant(&tenant).await?;
+
+        let mut event = change(
+            caller,
+            self.clock.now(),
+            EventKind::TenantPut,
+            &tenant.tenant_id,
+        );
+        let required_scope = tenant.required_owner_scope.as_ref().map(Scope::as_str);
+        let on_limit = match tenant.on_limit {
+            OnLimit::Reject => "ON_LIMIT_REJECT",
+            OnLimit::ReplaceOldest => "ON_LIMIT_REPLACE_OLDEST",
+        };
+        let limit = tenant.max_active_keys_per_owner;
+        event.details.extend([
+            ("display_name".to_owned(), json!(tenant.display_name)),
+            ("key_prefix".to_owned(), json!(tenant.key_prefix)),
+            ("scope_catalog".to_owned(), of_scopes(&tenant.scope_catalog)),
+            ("default_ttl".to_owned(), of_span(tenant.default_ttl)),
+            ("max_ttl".to_owned(), of_span(tenant.max_ttl)),
+            ("require_expiry".to_owned(), json!(tenant.require_expiry)),
+            ("max_active_keys_per_owner".to_owned(), json!(limit)),
+            ("on_limit".to_owned(), json!(on_limit)),
+            ("require_owner".to_owned(), json!(tenant.require_owner)),
+            ("required_owner_scope".to_owned(), json!(required_scope)),
+            ("basic_usernames".to_owned(), json!(tenant.basic_usernames)),
+        ]);
+        self.commit(mutation, event).await?;
+        Ok(tenant)
+    }
+
+    /// The tenant of that name.
+    ///
+    /// # Errors
+    /// [`Refused::NoTenant`], and those of every call.
+    pub async fn find_tenant(&self, caller: &Caller, tenant: &str) -> Result<Tenant, Refused> {
+        authorize(caller, tenant, Action::TenantsRead)?;
+        self.store
+            .find_tenant(tenant)
+            .await?
+            .ok_or(Refused::NoTenant)
+    }
+
+    /// The tenants whose rules the caller may read, by `tenant_id`.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn list_tenants(&self, caller: &Caller, page: &Page) -> Result<Vec<Tenant>, Refused> {
+        let in_view = caller.tenants(Action::TenantsRead);
+        Ok(self.store.list_tenants(&in_view, page).await?)
+    }
+}

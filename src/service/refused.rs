@@ -1,0 +1,75 @@
+//! Why an administrative call was not carried out, and the one check of rights.
+
+use thiserror::Error;
+
+use super::secret::Busy;
+use crate::{
+    domain::{
+        caller::{Action, Caller, Right, TenantSet},
+        tenant::Rule,
+        token::KeyId,
+    },
+    store::StoreError,
+};
+
+/// Why a call was not carried out: one variant for each thing a caller does differently.
+#[derive(Debug, Error)]
+pub enum Refused {
+    #[error("there is no such key")]
+    NoKey,
+    #[error("there is no such owner")]
+    NoOwner,
+    #[error("there is no such tenant")]
+    NoTenant,
+    #[error("the caller may not do {} in this tenant", .0.name())]
+    Forbidden(Action),
+    #[error("the caller cannot grant what it does not hold")]
+    NotHeld,
+    /// An earlier CreateKey with this `request_id` made that key.
+    #[error("this request_id made {0} before; its secret was shown then: rotate it for a new one")]
+    RequestRepeated(KeyId),
+    #[error("the key is revoked, for ever")]
+    KeyRevoked,
+    #[error("the key is expired")]
+    KeyExpired,
+    #[error("the key is suspended: resume it first")]
+    KeySuspended,
+    #[error("the key was rotated before, to {0}")]
+    KeyRotated(KeyId),
+    #[error(transparent)]
+    Rule(#[from] Rule),
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Checks that the caller may do this in the tenant.
+///
+/// # Errors
+/// [`Refused::Forbidden`], or [`Refused::NoTenant`] where the caller has no right at all.
+pub fn authorize(caller: &Caller, tenant: &str, action: Action) -> Result<(), Refused> {
+    match caller.right(tenant, action) {
+        Right::Granted => Ok(()),
+        Right::Forbidden => Err(Refused::Forbidden(action)),
+        Right::Blind => Err(Refused::NoTenant),
+    }
+}
+
+/// The tenants that a list may tell of: the one asked for, or all in which the caller may.
+///
+/// # Errors
+/// As [`authorize`].
+pub fn in_view(
+    caller: &Caller,
+    tenant: Option<String>,
+    action: Action,
+) -> Result<TenantSet, Refused> {
+    match tenant {
+        None => Ok(caller.tenants(action)),
+        Some(tenant) => {
+            authorize(caller, &tenant, action)?;
+            Ok(TenantSet::These(vec![tenant]))
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Argon2id on a bounded pool: its memory is a fixed number, and a flood cannot starve the rest.
+//!
+//! As many run at once as there are cores, each in 19 MiB that are used again; a bounded number
+//! wait; the next is told that the service is busy.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use rand::RngExt as _;
+use subtle::ConstantTimeEq as _;
+use tokio::{sync::Semaphore, task};
+use zeroize::Zeroizing;
+
+use super::Busy;
+
+/// OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
+const MEMORY_KIB: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+
+const SALT_LENGTH: usize = Salt::RECOMMENDED_LENGTH;
+
+/// The most that a stored PHC string may ask for: imported rows bring their own parameters.
+const MEMORY_KIB_MAX: u32 = 64 * 1024;
+const PASSES_MAX: u32 = 8;
+const LANES_MAX: u32 = 4;
+
+/// How many may wait for each one that runs.
+const WAITING_EACH: usize = 128;
+
+pub(super) struct Argon {
+    running: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    waiting_max: usize,
+    done: Arc<AtomicU64>,
+    /// Memory that is not in use; never more than may run at once.
+    memory: Arc<Mutex<Vec<Vec<Block>>>>,
+}
+
+impl Argon {
+    pub(super) fn new() -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            running: Arc::new(Semaphore::new(cores)),
+            waiting: AtomicUsize::new(0),
+            waiting_max: cores * WAITING_EACH,
+            done: Arc::default(),
+            memory: Arc::default(),
+        }
+    }
+
+    /// How many hashes were made since the start.
+    pub(super) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// The PHC string of a text, with a salt of its own.
+    pub(super) async fn hash(&self, text: &str) -> Result<String, Busy> {
+        let text = Zeroizing::new(text.to_owned());
+        self.run(move |memory| {
+            let salt = Salt::new(&rand::rng().random::<[u8; SALT_LENGTH]>())
+                .expect("a salt of the recommended length is valid");
+            let output = digest(&argon(default_params()), &text, &salt, memory)
+                .expect("the default parameters and a generated salt are valid");
+            PasswordHash {
+                algorithm: Algorithm::Argon2id.ident(),
+                version: Some(Version::V0x13.into()),
+                params: ParamsString::try_from(&default_params())
+                    .expect("the default parameters fit a PHC string"),
+                salt: Some(salt),
+                hash: Some(output),
+            }
+            .to_string()
+        })
+        .await
+    }
+
+    /// Whether a PHC string is of this text. One that cannot be read, or costs too much, is not.
+    pub(super) async fn verify(&self, text: &str, phc: String) -> Result<bool, Busy> {
+        let text = Zeroizing::new(text.to_owned());
+        self.run(move |memory| matches(&phc, &text, memory).unwrap_or(false))
+            .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        let place = Place::take(&self.waiting, self.waiting_max)?;
+        let running = Arc::clone(&self.running)
+            .acquire_owned()
+            .await
+            .map_err(|_| Busy)?;
+        drop(place);
+        let (idle, done) = (Arc::clone(&self.memory), Arc::clone(&self.done));
+        let work = task::spawn_blocking(move || {
+            // The permit goes with the work, which nobody can interrupt.
+            let _running = running;
+            let mut memory = lock(&idle).pop().unwrap_or_default();
+            let result = work(&mut memory);
+            done.fetch_add(1, Ordering::Relaxed);
+            lock(&idle).push(memory);
+            result
+        });
+        // It fails only when the runtime is shutting down.
+        work.await.map_err(|_| Busy)
+    }
+}
+
+/// A PHC string that no text has but by a chance of 2^-256; checking it costs what others cost.
+pub(super) fn unmatched() -> String {
+    let (salt, hash) = ("A".repeat(22), "A".repeat(43));
+    format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${salt}${hash}")
+}
+
+/// A place among those that wait.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize, max: usize) -> Result<Self, Busy> {
+        let place = Self(waiting);
+        if waiting.fetch_add(1, Ordering::Relaxed) < max {
+            Ok(place)
+        } else {
+            Err(Busy)
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn matches(phc: &str, text: &str, memory: &mut Vec<Block>) -> Option<bool> {
+    let stored = PasswordHash::new(phc).ok()?;
+    let (salt, expected) = (stored.salt.as_ref()?, stored.hash.as_ref()?);
+    let params = Params::try_from(&stored).ok()?;
+    let affordable = params.m_cost() <= MEMORY_KIB_MAX
+        && params.t_cost() <= PASSES_MAX
+        && params.p_cost() <= LANES_MAX;
+    let known = stored.algorithm == Algorithm::Argon2id.ident()
+        && stored.version == Some(Version::V0x13.into());
+    if !known || !affordable {
+        return None;
+    }
+    let output = digest(&argon(params), text, salt, memory)?;
+    Some(output.as_bytes().ct_eq(expected.as_bytes()).into())
+}
+
+fn digest(argon: &Argon2<'_>, text: &str, salt: &Salt, memory: &mut Vec<Block>) -> Option<Output> {
+    let length = argon
+        .params()
+        .output_len()
+        .unwrap_or(Params::DEFAULT_OUTPUT_LEN);
+    let mut output = Zeroizing::new(vec![0; length]);
+    memory.resize(argon.params().block_count(), Block::default());
+    argon
+        .hash_password_into_with_memory(text.as_bytes(), salt, &mut output, memory.as_mut_slice())
+        .ok()?;
+    Output::new(&output).ok()
+}
+
+fn argon(params: Params) -> Argon2<'static> {
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+fn default_params() -> Params {
+    Params::new(MEMORY_KIB, PASSES, LANES, None).expect("the default parameters are valid")
+}
+
+/// What is guarded stays whole even if a holder panicked.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

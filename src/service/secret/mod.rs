@@ -1,0 +1,256 @@
+//! How a secret is kept and checked: an Argon2id PHC string and a peppered MAC beside it.
+//!
+//! The MAC is asked first and is final where the pepper is known, so that a flood of wrong
+//! secrets costs microseconds. Argon2 is asked only where there is no MAC under a known pepper.
+//! Plaintext is borrowed, or copied into memory that is zeroized; it is never kept.
+
+mod admin;
+mod argon;
+mod pepper;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use subtle::ConstantTimeEq as _;
+use thiserror::Error;
+
+use crate::domain::{
+    key::{Mac, Verifier},
+    token::{Plaintext, Presented},
+};
+
+pub use admin::{AdminToken, TooShort};
+use argon::Argon;
+pub use pepper::{PepperError, Peppers};
+
+/// More hashing is asked for than this machine can do; later it may be able to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("too many keys are being hashed at once")]
+pub struct Busy;
+
+/// Whether a presented key is the one that a verifier was made of.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// It is not.
+    Wrong,
+    /// It is. If the verifier has no MAC under the current pepper, here is one.
+    Proven { fresh_mac: Option<Mac> },
+}
+
+/// How many hash operations were done since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Work {
+    /// Peppered MACs.
+    pub macs: u64,
+    /// Argon2id hashes.
+    pub argon2: u64,
+}
+
+/// Makes and checks verifiers.
+pub struct Secrets {
+    peppers: Peppers,
+    argon: Argon,
+    macs: AtomicU64,
+}
+
+impl Secrets {
+    /// Keeps secrets under these peppers, hashing on as many threads as there are cores.
+    #[must_use]
+    pub fn new(peppers: Peppers) -> Self {
+        Self {
+            peppers,
+            argon: Argon::new(),
+            macs: AtomicU64::new(0),
+        }
+    }
+
+    /// The peppers in use.
+    #[must_use]
+    pub fn peppers(&self) -> &Peppers {
+        &self.peppers
+    }
+
+    /// How much hashing was done so far.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        Work {
+            macs: self.macs.load(Ordering::Relaxed),
+            argon2: self.argon.done(),
+        }
+    }
+
+    /// Makes the verifier of a new key. Takes about 13 ms.
+    ///
+    /// # Errors
+    /// [`Busy`] when too many are waiting already.
+    pub async fn seal(&self, plaintext: &Plaintext) -> Result<Verifier, Busy> {
+        Ok(Verifier {
+            phc: self.argon.hash(plaintext.expose()).await?,
+            mac: self.fresh_mac(plaintext.expose()),
+        })
+    }
+
+    /// Checks a presented key. Without a verifier (an unknown id) it does the same work as with
+    /// one that does not fit.
+    ///
+    /// # Errors
+    /// [`Busy`] when argon2 is needed and too many are waiting for it already.
+    pub async fn prove(
+        &self,
+        presented: Presented<'_>,
+        verifier: Option<&Verifier>,
+    ) -> Result<Proof, Busy> {
+        let whole = presented.expose();
+        let mac = match verifier {
+            Some(verifier) => verifier
+                .mac
+                .as_ref()
+                .map(|mac| (&*mac.pepper_id, &mac.value)),
+            // No text has this MAC but by a chance of 2^-256.
+            None => self.peppers.current().map(|current| (current, &[0; 32])),
+        };
+        if let Some((pepper, expected)) = mac
+            && let Some(value) = self.mac(pepper, whole)
+        {
+            let right = bool::from(value.ct_eq(expected)) && verifier.is_some();
+            return Ok(self.proof(right, pepper, whole));
+        }
+        let phc = verifier.map_or_else(argon::unmatched, |verifier| verifier.phc.clone());
+        let right = self.argon.verify(whole, phc).await? && verifier.is_some();
+        Ok(self.proof(right, "", whole))
+    }
+
+    fn proof(&self, right: bool, pepper: &str, whole: &str) -> Proof {
+        let stale = self
+            .peppers
+            .current()
+            .is_some_and(|current| current != pepper);
+        match right {
+            true if stale => Proof::Proven {
+                fresh_mac: self.fresh_mac(whole),
+            },
+            true => Proof::Proven { fresh_mac: None },
+            false => Proof::Wrong,
+        }
+    }
+
+    fn fresh_mac(&self, whole: &str) -> Option<Mac> {
+        let pepper_id = self.peppers.current()?.to_owned();
+        let value = self.mac(&pepper_id, whole)?;
+        Some(Mac { pepper_id, value })
+    }
+
+    fn mac(&self, pepper: &str, whole: &str) -> Option<[u8; 32]> {
+        let value = self.peppers.mac(pepper, whole)?;
+        self.macs.fetch_add(1, Ordering::Relaxed);
+        Some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn minted(secrets: &Secrets) -> (Plaintext, Verifier) {
+        let (_, plaintext) = Plaintext::mint("gk", &mut rand::rng());
+        let verifier = secrets.seal(&plaintext).await.unwrap();
+        (plaintext, verifier)
+    }
+
+    fn presented(plaintext: &Plaintext) -> Presented<'_> {
+        Presented::parse(plaintext.expose()).unwrap()
+    }
+
+    fn peppers(lines: &str) -> Peppers {
+        Peppers::parse(lines).unwrap()
+    }
+
+    const OLD: &str = "old:b2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2w=";
+    const NEW: &str = "new:bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmU=";
+
+    #[tokio::test]
+    async fn with_a_pepper_a_key_is_proven_by_one_mac_and_a_wrong_one_costs_the_same() {
+        let secrets = Secrets::new(peppers(OLD));
+        let (plaintext, verifier) = minted(&secrets).await;
+        let (other, _) = minted(&secrets).await;
+        let mut before = secrets.work();
+        let questions = [
+            (&plaintext, Some(&verifier), true),
+            (&other, Some(&verifier), false),
+            (&plaintext, None, false),
+        ];
+        for (asked, verifier, right) in questions {
+            let proof = secrets.prove(presented(asked), verifier).await.unwrap();
+            assert_eq!(proof != Proof::Wrong, right);
+            let work = secrets.work();
+            assert_eq!(
+                (work.macs - before.macs, work.argon2 - before.argon2),
+                (1, 0)
+            );
+            before = work;
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_pepper_each_answer_costs_one_argon2() {
+        let secrets = Secrets::new(Peppers::none());
+        let (plaintext, verifier) = minted(&secrets).await;
+        let (other, _) = minted(&secrets).await;
+        let mut before = secrets.work();
+        let questions = [
+            (&plaintext, Some(&verifier), true),
+            (&other, Some(&verifier), false),
+            (&plaintext, None, false),
+        ];
+        for (asked, verifier, right) in questions {
+            let proof = secrets.prove(presented(asked), verifier).await.unwrap();
+            assert_eq!(proof != Proof::Wrong, right);
+            let work = secrets.work();
+            assert_eq!(
+                (work.macs - before.macs, work.argon2 - before.argon2),
+                (0, 1)
+            );
+            before = work;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_under_an_older_or_a_lost_pepper_is_proven_and_gets_a_fresh_mac() {
+        let (plaintext, verifier) = minted(&Secrets::new(peppers(OLD))).await;
+        for (lines, argon2) in [(format!("{NEW}\n{OLD}"), 0), (NEW.to_owned(), 1)] {
+            let secrets = Secrets::new(peppers(&lines));
+            let proof = secrets
+                .prove(presented(&plaintext), Some(&verifier))
+                .await
+                .unwrap();
+            assert_eq!(secrets.work().argon2, argon2);
+            let Proof::Proven {
+                fresh_mac: Some(mac),
+            } = proof
+            else {
+                panic!("the key is right and its MAC is stale");
+            };
+            assert_eq!(mac.pepper_id, "new");
+            let moved = Verifier {
+                mac: Some(mac),
+                ..verifier.clone()
+            };
+            let again = secrets
+                .prove(presented(&plaintext), Some(&moved))
+                .await
+                .unwrap();
+            assert!(again == Proof::Proven { fresh_mac: None });
+        }
+    }
+
+    #[tokio::test]
+    async fn parameters_that_cost_too_much_are_not_run() {
+        let secrets = Secrets::new(Peppers::none());
+        let (plaintext, mut verifier) = minted(&secrets).await;
+        verifier.phc = verifier.phc.replace("m=19456", "m=4194304");
+        let proof = secrets
+            .prove(presented(&plaintext), Some(&verifier))
+            .await
+            .unwrap();
+        assert!(proof == Proof::Wrong);
+    }
+}

@@ -1,0 +1,150 @@
+//! Peppers: keys of a MAC that are never in the database.
+//!
+//! The first one is current; the others still verify, so that a pepper can be rotated.
+
+use std::fmt;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rand::RngExt as _;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// What each pepper makes of this is kept in the store, to tell a wrong one. It is no key's text.
+const CHECK: &str = "gatekey pepper check v1";
+
+const ID_MAX: usize = 32;
+
+/// What is wrong with a pepper file. The text never repeats what the file holds.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum PepperError {
+    #[error("line {0} is not `id:base64 of 32 bytes`, the id being 1-32 of [A-Za-z0-9_.-]")]
+    Line(usize),
+    #[error("line {0} has the id of an earlier line")]
+    Repeated(usize),
+    #[error("it has no line `id:base64 of 32 bytes`")]
+    Empty,
+}
+
+struct Pepper {
+    id: String,
+    key: Zeroizing<[u8; 32]>,
+}
+
+/// The peppers in use; the first one is current. `Debug` tells their ids alone.
+pub struct Peppers(Vec<Pepper>);
+
+impl Peppers {
+    /// None at all: secrets are checked by argon2 alone.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Reads a pepper file: `id:base64 of 32 bytes` a line, empty lines aside.
+    ///
+    /// # Errors
+    /// Which line is wrong.
+    pub fn parse(file: &str) -> Result<Self, PepperError> {
+        let mut peppers: Vec<Pepper> = Vec::new();
+        for (place, line) in file.lines().enumerate() {
+            if line.trim().is_empty() {
+                continue;
+            }
+            let pepper = parse_line(line.trim()).ok_or(PepperError::Line(place + 1))?;
+            if peppers.iter().any(|earlier| earlier.id == pepper.id) {
+                return Err(PepperError::Repeated(place + 1));
+            }
+            peppers.push(pepper);
+        }
+        if peppers.is_empty() {
+            return Err(PepperError::Empty);
+        }
+        Ok(Self(peppers))
+    }
+
+    /// A pepper file with one new pepper, whose id no other has but by chance.
+    #[must_use]
+    pub fn generate() -> Zeroizing<String> {
+        let mut rng = rand::rng();
+        let key = Zeroizing::new(rng.random::<[u8; 32]>());
+        let key = Zeroizing::new(BASE64_STANDARD.encode(*key));
+        Zeroizing::new(format!("p{:08x}:{}\n", rng.random::<u32>(), &*key))
+    }
+
+    /// The id of the current pepper.
+    #[must_use]
+    pub fn current(&self) -> Option<&str> {
+        self.0.first().map(|pepper| &*pepper.id)
+    }
+
+    /// Each pepper's id, and what it makes of the known text.
+    pub fn checks(&self) -> impl Iterator<Item = (&str, [u8; 32])> {
+        self.0
+            .iter()
+            .map(|pepper| (&*pepper.id, keyed(pepper, CHECK)))
+    }
+
+    /// The MAC of a whole key under a pepper, if that is known: keyed BLAKE3.
+    #[must_use]
+    pub fn mac(&self, id: &str, whole: &str) -> Option<[u8; 32]> {
+        let pepper = self.0.iter().find(|pepper| pepper.id == id)?;
+        Some(keyed(pepper, whole))
+    }
+}
+
+impl fmt::Debug for Peppers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.0.iter().map(|pepper| &pepper.id))
+            .finish()
+    }
+}
+
+fn keyed(pepper: &Pepper, text: &str) -> [u8; 32] {
+    *blake3::keyed_hash(&pepper.key, text.as_bytes()).as_bytes()
+}
+
+fn parse_line(line: &str) -> Option<Pepper> {
+    let (id, key) = line.split_once(':')?;
+    let named = (1..=ID_MAX).contains(&id.len())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    let key = Zeroizing::new(BASE64_STANDARD.decode(key).ok()?);
+    Some(Pepper {
+        id: named.then(|| id.to_owned())?,
+        key: Zeroizing::new(key.as_slice().try_into().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = "a:b2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2w=";
+
+    #[test]
+    fn a_generated_file_is_read_back() {
+        let peppers = Peppers::parse(&Peppers::generate()).unwrap();
+        assert!(peppers.current().is_some());
+        assert!(Peppers::parse(&format!("\n{LINE}\n\n")).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_file_says_which_line_and_not_what_it_holds() {
+        for (file, wrong) in [
+            (String::new(), PepperError::Empty),
+            ("b2xk".to_owned(), PepperError::Line(1)),
+            (format!("{LINE}\nb:c2hvcnQ="), PepperError::Line(2)),
+            (format!("{LINE}\n{LINE}"), PepperError::Repeated(2)),
+            (LINE.replace("a:", "a b:"), PepperError::Line(1)),
+        ] {
+            assert_eq!(Peppers::parse(&file).unwrap_err(), wrong);
+        }
+    }
+
+    #[test]
+    fn debug_tells_ids_alone() {
+        assert_eq!(format!("{:?}", Peppers::parse(LINE).unwrap()), r#"{"a"}"#);
+    }
+}

@@ -1,0 +1,296 @@
+//! The database, and nothing but the database.
+//!
+//! [`Store`] is what the rest of the house knows of it. Two engines stand behind it, SQLite and
+//! PostgreSQL; both run the same statements (`text.rs`) by the same code (`sql.rs`), compiled
+//! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
+//! [`StoreError`]'s source, for the log.
+
+mod postgres;
+mod sqlite;
+pub mod text;
+
+use std::{error::Error, io, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::domain::{
+    caller::TenantSet,
+    clock::Timestamp,
+    event::{Change, Event, EventKind},
+    key::{Grant, Key, KeyState, Mac, Verifier},
+    owner::Owner,
+    page::Page,
+    tenant::Tenant,
+    token::KeyId,
+};
+
+/// Why the store gave no answer.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// It did not answer, or not in time. A read may be tried again; what a mutation was to do
+    /// may or may not have been done.
+    #[error("the store does not answer")]
+    Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// It holds what this program would not have written.
+    #[error("the store holds a value that cannot be read: {0}")]
+    Corrupt(&'static str),
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("it is neither sqlite://<file> nor postgres://<user>@<host>/<database>")]
+    Url,
+    #[error("an SQLite store is a file: a store in memory would lose every key")]
+    InMemory,
+    #[error("another gatekey serves {}: stop it, or give this one a file of its own", .0.display())]
+    InUse(PathBuf),
+    #[error("the file {} cannot be used: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error(
+        "its schema has version {0}, which this gatekey does not know: run the gatekey that made it, or a newer one"
+    )]
+    NewerSchema(i64),
+    #[error("its schema cannot be brought up to date")]
+    Migration(#[source] Box<dyn Error + Send + Sync>),
+    /// It may answer later.
+    #[error("it does not answer")]
+    Unreachable(#[source] Box<dyn Error + Send + Sync>),
+    /// It answered, and refused.
+    #[error("it refuses: {0}")]
+    Refused(String),
+}
+
+/// What one Validate reads, of one moment.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The revision that the rest is at least as new as.
+    pub head: i64,
+    /// Nothing when there is no such key.
+    pub found: Option<(Grant, Verifier)>,
+}
+
+/// Which keys to list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyQuery {
+    pub tenant_id: String,
+    pub owner_id: Option<String>,
+    /// Empty: all.
+    pub states: Vec<KeyState>,
+    pub label_contains: Option<String>,
+    pub expires_before: Option<Timestamp>,
+}
+
+/// Which events to list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EventQuery {
+    pub tenants: TenantSet,
+    pub key_id: Option<KeyId>,
+    pub owner_id: Option<String>,
+    pub actor: Option<String>,
+    /// Empty: all.
+    pub kinds: Vec<EventKind>,
+    /// At or after this time.
+    pub after: Option<Timestamp>,
+    /// Before this time.
+    pub before: Option<Timestamp>,
+}
+
+/// A database that holds keys, owners, tenants and the log.
+///
+/// Absent is `None`, not an error. Every method fails with [`StoreError`] alone.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Reads, in one statement, a key with all that bounds it and the revision of the log.
+    async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
+
+    /// The key of that id.
+    async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;
+
+    /// Keys, newest first; a page's cursor is the `created_revision` of its last key. States are
+    /// those at `now`.
+    async fn list_keys(
+        &self,
+        query: &KeyQuery,
+        now: Timestamp,
+        page: &Page,
+    ) -> Result<Vec<Key>, StoreError>;
+
+    /// The owner of that name.
+    async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;
+
+    /// A tenant's owners by `owner_id`, which is the cursor.
+    async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError>;
+
+    /// The tenant of that name.
+    async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError>;
+
+    /// Tenants by `tenant_id`, which is the cursor.
+    async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError>;
+
+    /// Events, newest first; the cursor is the revision.
+    async fn list_events(&self, query: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError>;
+
+    /// At most `limit` events from `revision` on, oldest first.
+    async fn follow_events(
+        &self,
+        of: &TenantSet,
+        revision: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError>;
+
+    /// The revision of the last change.
+    async fn head(&self) -> Result<i64, StoreError>;
+
+    /// Begins a mutation. It is alone: the next one begins when this has ended.
+    async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError>;
+
+    /// What each pepper ever used makes of the known text.
+    async fn pepper_checks(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+
+    /// Records a pepper's check value, unless it has one.
+    async fn insert_pepper_check(&self, pepper: &str, check: &[u8]) -> Result<(), StoreError>;
+
+    /// Forgets all peppers' check values, so that a new pepper can be used when all are lost.
+    async fn forget_pepper_checks(&self) -> Result<(), StoreError>;
+
+    /// Whether a key's MAC was made under this pepper.
+    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError>;
+
+    /// Replaces a key's MAC by one of the same key under another pepper. Not a change that
+    /// anybody could see, and so not an event.
+    async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError>;
+
+    /// Closes all connections, after what is running on them has ended.
+    async fn close(&self);
+}
+
+/// A mutation: it ends by [`Mutation::commit`], or is undone when dropped.
+#[async_trait]
+pub trait Mutation: Send {
+    /// The revision that this mutation will have.
+    fn revision(&self) -> i64;
+
+    /// See [`Store::find_key`].
+    async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError>;
+
+    /// See [`Store::find_owner`].
+    async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;
+
+    /// See [`Store::find_tenant`].
+    async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError>;
+
+    /// The key that an earlier CreateKey with this `request_id` made.
+    async fn find_request(
+        &mut self,
+        tenant: &str,
+        request_id: &str,
+    ) -> Result<Option<KeyId>, StoreError>;
+
+    /// The keys of a tenant, or of one owner in it, that can be used now or once resumed, oldest
+    /// first.
+    async fn list_living(
+        &mut self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Vec<KeyId>, StoreError>;
+
+    /// Writes a new key.
+    async fn insert_key(
+        &mut self,
+        key: &Key,
+        verifier: &Verifier,
+        request_id: Option<&str>,
+    ) -> Result<(), StoreError>;
+
+    /// Writes all that may change of a key.
+    async fn update_key(&mut self, key: &Key) -> Result<(), StoreError>;
+
+    /// Revokes at once all that [`Mutation::list_living`] lists.
+    async fn revoke_living(
+        &mut self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+        by: &str,
+        reason: &str,
+    ) -> Result<(), StoreError>;
+
+    /// Makes or replaces an owner's record.
+    async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError>;
+
+    /// Forgets an owner's record.
+    async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError>;
+
+    /// Makes or replaces a tenant.
+    async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError>;
+
+    /// Writes the event and ends the mutation. When it returns, what was written is durable.
+    async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError>;
+}
+
+/// Which kind of store a URL names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+impl Engine {
+    /// The engine that `url` names.
+    ///
+    /// # Errors
+    /// [`OpenError::Url`] when it names none.
+    pub fn of(url: &str) -> Result<Self, OpenError> {
+        match url.split_once(':') {
+            Some(("sqlite", _)) => Ok(Self::Sqlite),
+            Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres),
+            _ => Err(OpenError::Url),
+        }
+    }
+}
+
+/// Opens the store that `url` names and brings its schema up to date.
+///
+/// # Errors
+/// See [`OpenError`].
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
+    match Engine::of(url)? {
+        Engine::Sqlite => sqlite::open(url).await,
+        Engine::Postgres => postgres::open(url).await,
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Unavailable(error.into())
+    }
+}
+
+impl From<sqlx::Error> for OpenError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Configuration(_) => Self::Url,
+            // 57P03: it is starting up or shutting down; 53300: too many connections.
+            sqlx::Error::Database(answer)
+                if !matches!(answer.code().as_deref(), Some("57P03" | "53300")) =>
+            {
+                Self::Refused(answer.message().to_owned())
+            }
+            other => Self::Unreachable(other.into()),
+        }
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for OpenError {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        use sqlx::migrate::MigrateError;
+        match error {
+            MigrateError::VersionMissing(version) => Self::NewerSchema(version),
+            MigrateError::Execute(error) => error.into(),
+            other => Self::Migration(other.into()),
+        }
+    }
+}

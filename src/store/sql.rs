@@ -1,0 +1,526 @@
+//! The store over sqlx, for both engines.
+//!
+//! This file is compiled twice, as a part of `sqlite.rs` and of `postgres.rs`, which say what
+//! `Db` is and where its few words differ. Generic code would say the same with a page of bounds.
+
+use std::fs::File;
+
+use async_trait::async_trait;
+use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
+
+use super::{BEGIN, Db, POSITION};
+use crate::{
+    domain::{
+        caller::TenantSet,
+        clock::Timestamp,
+        event::{Change, Event},
+        key::{Grant, Key, KeyState, Mac, Verifier},
+        owner::Owner,
+        page::Page,
+        tenant::{OnLimit, Tenant},
+        token::KeyId,
+    },
+    store::{EventQuery, KeyQuery, Loaded, Mutation, Store, StoreError, text},
+};
+
+#[path = "row.rs"]
+mod row;
+
+use row::{as_json, as_micros, scopes_as_json};
+
+type Row = <Db as Database>::Row;
+
+pub(super) struct SqlStore {
+    reader: Pool<Db>,
+    writer: Pool<Db>,
+    /// What says that the file is ours; let go when the store is dropped.
+    _lock: Option<File>,
+}
+
+impl SqlStore {
+    pub(super) fn new(reader: Pool<Db>, writer: Pool<Db>, lock: Option<File>) -> Self {
+        Self {
+            reader,
+            writer,
+            _lock: lock,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SqlStore {
+    async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
+        let row = query(text::LOAD)
+            .bind(id.as_bare())
+            .fetch_one(&self.reader)
+            .await?;
+        let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
+            let owned = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
+            let grant = Grant {
+                key: row::key(&row)?,
+                owner: if owned { Some(row::owner(&row)?) } else { None },
+                tenant: row::tenant(&row)?,
+            };
+            Some((grant, row::verifier(&row)?))
+        } else {
+            None
+        };
+        Ok(Loaded {
+            head: row.try_get("head")?,
+            found,
+        })
+    }
+
+    async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
+        let row = query(text::FIND_KEY)
+            .bind(id.as_bare())
+            .fetch_optional(&self.reader)
+            .await?;
+        row.as_ref().map(row::key).transpose()
+    }
+
+    async fn list_keys(
+        &self,
+        asked: &KeyQuery,
+        now: Timestamp,
+        page: &Page,
+    ) -> Result<Vec<Key>, StoreError> {
+        let mut sql = QueryBuilder::<Db>::new(text::LIST_KEYS);
+        sql.push_bind(asked.tenant_id.clone());
+        if let Some(owner) = &asked.owner_id {
+            sql.push(" AND k.owner_id = ").push_bind(owner.clone());
+        }
+        if let Some(part) = &asked.label_contains {
+            sql.push(" AND ")
+                .push(POSITION)
+                .push("(k.label, ")
+                .push_bind(part.clone())
+                .push(") > 0");
+        }
+        if let Some(time) = asked.expires_before {
+            sql.push(" AND k.expires_at < ").push_bind(time.as_micros());
+        }
+        push_states(&mut sql, &asked.states, now);
+        if let Some(before) = numeric_cursor(page) {
+            sql.push(" AND k.created_revision < ").push_bind(before);
+        }
+        sql.push(" ORDER BY k.created_revision DESC LIMIT ")
+            .push_bind(i64::from(page.size));
+        collect(&sql.build().fetch_all(&self.reader).await?, row::key)
+    }
+
+    async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
+        find_owner(&self.reader, tenant, owner).await
+    }
+
+    async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
+        let rows = query(text::LIST_OWNERS)
+            .bind(tenant)
+            .bind(page.after.as_deref().unwrap_or_default())
+            .bind(i64::from(page.size))
+            .fetch_all(&self.reader)
+            .await?;
+        collect(&rows, row::owner)
+    }
+
+    async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
+        find_tenant(&self.reader, tenant).await
+    }
+
+    async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
+        let mut sql = QueryBuilder::<Db>::new(text::LIST_TENANTS);
+        sql.push_bind(page.after.clone().unwrap_or_default());
+        push_tenants(&mut sql, "t.tenant_id", of);
+        sql.push(" ORDER BY t.tenant_id LIMIT ")
+            .push_bind(i64::from(page.size));
+        collect(&sql.build().fetch_all(&self.reader).await?, row::tenant)
+    }
+
+    async fn list_events(&self, asked: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
+        let mut sql = QueryBuilder::<Db>::new(text::LIST_EVENTS);
+        sql.push("< ")
+            .push_bind(numeric_cursor(page).unwrap_or(i64::MAX));
+        push_tenants(&mut sql, "tenant_id", &asked.tenants);
+        if let Some(key) = asked.key_id {
+            sql.push(" AND key_id = ")
+                .push_bind(key.as_bare().to_owned());
+        }
+        if let Some(owner) = &asked.owner_id {
+            sql.push(" AND owner_id = ").push_bind(owner.clone());
+        }
+        if let Some(actor) = &asked.actor {
+            sql.push(" AND actor = ").push_bind(actor.clone());
+        }
+        if let Some(after) = asked.after {
+            sql.push(" AND at >= ").push_bind(after.as_micros());
+        }
+        if let Some(before) = asked.before {
+            sql.push(" AND at < ").push_bind(before.as_micros());
+        }
+        if !asked.kinds.is_empty() {
+            let names = asked.kinds.iter().map(|kind| kind.name().to_owned());
+            push_in(&mut sql, "kind", names);
+        }
+        sql.push(" ORDER BY revision DESC LIMIT ")
+            .push_bind(i64::from(page.size));
+        collect(&sql.build().fetch_all(&self.reader).await?, row::event)
+    }
+
+    async fn follow_events(
+        &self,
+        of: &TenantSet,
+        revision: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        let mut sql = QueryBuilder::<Db>::new(text::LIST_EVENTS);
+        sql.push(">= ").push_bind(revision);
+        push_tenants(&mut sql, "tenant_id", of);
+        sql.push(" ORDER BY revision LIMIT ")
+            .push_bind(i64::from(limit));
+        collect(&sql.build().fetch_all(&self.reader).await?, row::event)
+    }
+
+    async fn head(&self) -> Result<i64, StoreError> {
+        Ok(query_scalar(text::HEAD).fetch_one(&self.reader).await?)
+    }
+
+    async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
+        let mut transaction = self.writer.begin_with(BEGIN).await?;
+        let revision = query_scalar(text::NEXT_REVISION)
+            .fetch_one(&mut *transaction)
+            .await?;
+        Ok(Box::new(SqlMutation {
+            transaction,
+            revision,
+        }))
+    }
+
+    async fn pepper_checks(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let rows = query(text::PEPPER_CHECKS).fetch_all(&self.reader).await?;
+        collect(&rows, |row| {
+            Ok((row.try_get("pepper_id")?, row.try_get("check_value")?))
+        })
+    }
+
+    async fn insert_pepper_check(&self, pepper: &str, check: &[u8]) -> Result<(), StoreError> {
+        query(text::INSERT_PEPPER_CHECK)
+            .bind(pepper)
+            .bind(check)
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    async fn forget_pepper_checks(&self) -> Result<(), StoreError> {
+        query(text::FORGET_PEPPER_CHECKS)
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
+        Ok(query_scalar(text::NAMES_PEPPER)
+            .bind(pepper)
+            .fetch_one(&self.reader)
+            .await?)
+    }
+
+    async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
+        query(text::REPLACE_MAC)
+            .bind(id.as_bare())
+            .bind(&mac.value[..])
+            .bind(&mac.pepper_id)
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+}
+
+struct SqlMutation {
+    transaction: Transaction<'static, Db>,
+    revision: i64,
+}
+
+#[async_trait]
+impl Mutation for SqlMutation {
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
+        let row = query(text::FIND_KEY)
+            .bind(id.as_bare())
+            .fetch_optional(&mut *self.transaction)
+            .await?;
+        row.as_ref().map(row::key).transpose()
+    }
+
+    async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
+        find_owner(&mut *self.transaction, tenant, owner).await
+    }
+
+    async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
+        find_tenant(&mut *self.transaction, tenant).await
+    }
+
+    async fn find_request(
+        &mut self,
+        tenant: &str,
+        request_id: &str,
+    ) -> Result<Option<KeyId>, StoreError> {
+        let row = query(text::FIND_REQUEST)
+            .bind(tenant)
+            .bind(request_id)
+            .fetch_optional(&mut *self.transaction)
+            .await?;
+        row.map(|row| row::key_id(row.try_get(0)?)).transpose()
+    }
+
+    async fn list_living(
+        &mut self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        let sql = owner.map_or(text::LIST_LIVING, |_| text::LIST_LIVING_OF_OWNER);
+        let mut list = query(sql).bind(tenant).bind(now.as_micros());
+        if let Some(owner) = owner {
+            list = list.bind(owner);
+        }
+        let rows = list.fetch_all(&mut *self.transaction).await?;
+        collect(&rows, |row| row::key_id(row.try_get(0)?))
+    }
+
+    async fn insert_key(
+        &mut self,
+        key: &Key,
+        verifier: &Verifier,
+        request_id: Option<&str>,
+    ) -> Result<(), StoreError> {
+        let mac = verifier.mac.as_ref();
+        query(text::INSERT_KEY)
+            .bind(key.key_id.as_bare())
+            .bind(&key.tenant_id)
+            .bind(&key.owner_id)
+            .bind(&key.label)
+            .bind(&key.description)
+            .bind(&key.prefix)
+            .bind(scopes_as_json(&key.scopes))
+            .bind(as_json(&key.audiences))
+            .bind(cidrs_as_json(key))
+            .bind(as_json(&key.metadata))
+            .bind(key.suspended)
+            .bind(key.created_at.as_micros())
+            .bind(&key.created_by)
+            .bind(key.expires_at.map(Timestamp::as_micros))
+            .bind(key.rotated_from.as_ref().map(KeyId::as_bare))
+            .bind(request_id)
+            .bind(&key.hash_version)
+            .bind(&verifier.phc)
+            .bind(mac.map(|mac| &mac.value[..]))
+            .bind(mac.map(|mac| &mac.pepper_id))
+            .bind(key.created_revision)
+            .bind(key.revision)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(())
+    }
+
+    async fn update_key(&mut self, key: &Key) -> Result<(), StoreError> {
+        let revoked = key.revoked.as_ref();
+        query(text::UPDATE_KEY)
+            .bind(key.key_id.as_bare())
+            .bind(&key.label)
+            .bind(&key.description)
+            .bind(scopes_as_json(&key.scopes))
+            .bind(as_json(&key.audiences))
+            .bind(cidrs_as_json(key))
+            .bind(as_json(&key.metadata))
+            .bind(key.suspended)
+            .bind(key.expires_at.map(Timestamp::as_micros))
+            .bind(revoked.map(|revoked| revoked.at.as_micros()))
+            .bind(revoked.map(|revoked| &revoked.by))
+            .bind(revoked.map(|revoked| &revoked.reason))
+            .bind(key.rotated_to.as_ref().map(KeyId::as_bare))
+            .bind(key.revision)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(())
+    }
+
+    async fn revoke_living(
+        &mut self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+        by: &str,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let sql = owner.map_or(text::REVOKE_LIVING, |_| text::REVOKE_LIVING_OF_OWNER);
+        let mut revoke = query(sql)
+            .bind(tenant)
+            .bind(now.as_micros())
+            .bind(by)
+            .bind(reason)
+            .bind(self.revision);
+        if let Some(owner) = owner {
+            revoke = revoke.bind(owner);
+        }
+        revoke.execute(&mut *self.transaction).await?;
+        Ok(())
+    }
+
+    async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
+        query(text::PUT_OWNER)
+            .bind(&owner.tenant_id)
+            .bind(&owner.owner_id)
+            .bind(scopes_as_json(&owner.scopes))
+            .bind(as_json(&owner.audiences))
+            .bind(owner.suspended)
+            .bind(&owner.display_name)
+            .bind(owner.revision)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(())
+    }
+
+    async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError> {
+        query(text::DELETE_OWNER)
+            .bind(tenant)
+            .bind(owner)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(())
+    }
+
+    async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError> {
+        query(text::PUT_TENANT)
+            .bind(&tenant.tenant_id)
+            .bind(&tenant.display_name)
+            .bind(&tenant.key_prefix)
+            .bind(scopes_as_json(&tenant.scope_catalog))
+            .bind(tenant.default_ttl.map(as_micros))
+            .bind(tenant.max_ttl.map(as_micros))
+            .bind(tenant.require_expiry)
+            .bind(i64::from(tenant.max_active_keys_per_owner))
+            .bind(tenant.on_limit == OnLimit::ReplaceOldest)
+            .bind(tenant.require_owner)
+            .bind(
+                tenant
+                    .required_owner_scope
+                    .as_ref()
+                    .map(|scope| scope.as_str()),
+            )
+            .bind(as_json(&tenant.basic_usernames))
+            .bind(tenant.revision)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(())
+    }
+
+    async fn commit(mut self: Box<Self>, change: Change) -> Result<(), StoreError> {
+        query(text::INSERT_EVENT)
+            .bind(self.revision)
+            .bind(change.at.as_micros())
+            .bind(&change.actor)
+            .bind(change.kind.name())
+            .bind(&change.tenant_id)
+            .bind(change.key_id.as_ref().map(KeyId::as_bare))
+            .bind(&change.owner_id)
+            .bind(as_json(&change.details))
+            .bind(&change.trace_id)
+            .execute(&mut *self.transaction)
+            .await?;
+        Ok(self.transaction.commit().await?)
+    }
+}
+
+async fn find_owner(
+    on: impl sqlx::Executor<'_, Database = Db>,
+    tenant: &str,
+    owner: &str,
+) -> Result<Option<Owner>, StoreError> {
+    let row = query(text::FIND_OWNER)
+        .bind(tenant)
+        .bind(owner)
+        .fetch_optional(on)
+        .await?;
+    row.as_ref().map(row::owner).transpose()
+}
+
+async fn find_tenant(
+    on: impl sqlx::Executor<'_, Database = Db>,
+    tenant: &str,
+) -> Result<Option<Tenant>, StoreError> {
+    let row = query(text::FIND_TENANT)
+        .bind(tenant)
+        .fetch_optional(on)
+        .await?;
+    row.as_ref().map(row::tenant).transpose()
+}
+
+fn collect<T>(
+    rows: &[Row],
+    read: impl Fn(&Row) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    rows.iter().map(read).collect()
+}
+
+/// The same order of checks as [`Key::state`].
+fn push_states(sql: &mut QueryBuilder<Db>, states: &[KeyState], now: Timestamp) {
+    if states.is_empty() {
+        return;
+    }
+    let now = now.as_micros();
+    sql.push(" AND (FALSE");
+    for state in states {
+        match state {
+            KeyState::Revoked => sql.push(" OR k.revoked_at IS NOT NULL"),
+            KeyState::Expired => sql
+                .push(" OR k.revoked_at IS NULL AND k.expires_at <= ")
+                .push_bind(now),
+            KeyState::Suspended | KeyState::Active => sql
+                .push(" OR k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ")
+                .push_bind(now)
+                .push(") AND k.suspended = ")
+                .push_bind(*state == KeyState::Suspended),
+        };
+    }
+    sql.push(")");
+}
+
+fn push_tenants(sql: &mut QueryBuilder<Db>, column: &str, of: &TenantSet) {
+    if let TenantSet::These(tenants) = of {
+        push_in(sql, column, tenants.iter().cloned());
+    }
+}
+
+/// `AND column IN (…)`, which an empty list makes false.
+fn push_in(sql: &mut QueryBuilder<Db>, column: &str, values: impl Iterator<Item = String>) {
+    sql.push(" AND ").push(column).push(" IN (NULL");
+    for value in values {
+        sql.push(", ").push_bind(value);
+    }
+    sql.push(")");
+}
+
+/// The cursor of a list that is ordered by a revision. One that is no number is of no page.
+fn numeric_cursor(page: &Page) -> Option<i64> {
+    page.after
+        .as_ref()
+        .map(|cursor| cursor.parse().unwrap_or(0))
+}
+
+fn cidrs_as_json(key: &Key) -> String {
+    as_json(
+        &key.allowed_cidrs
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+    )
+}

@@ -1,0 +1,82 @@
+//! SQLite: one file, one process, one writer with read-only readers beside it.
+//!
+//! What was answered survives a power cut: WAL with `synchronous=FULL`. A lock beside the file
+//! tells a second process that it is one too many.
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    sync::Arc,
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions as _,
+    migrate::Migrator,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{OpenError, Store};
+
+#[path = "sql.rs"]
+mod sql;
+
+type Db = sqlx::Sqlite;
+
+/// Takes the write lock at once, so that a mutation never has to give up half way.
+const BEGIN: &str = "BEGIN IMMEDIATE";
+/// The function that says where in a text another stands; 0: nowhere.
+const POSITION: &str = "instr";
+
+const READERS: u32 = 4;
+/// How long a statement waits for a connection or a lock.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
+    let writer = SqliteConnectOptions::from_str(url)?
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(PATIENCE)
+        .disable_statement_logging();
+    let file = writer.get_filename().to_owned();
+    if file.as_os_str().is_empty() || url.contains("memory") && !file.exists() {
+        return Err(OpenError::InMemory);
+    }
+    let lock = lock(&file)?;
+
+    let reader = writer.clone().create_if_missing(false).read_only(true);
+    let writer = SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(PATIENCE)
+        .connect_with(writer)
+        .await?;
+    MIGRATIONS.run(&writer).await?;
+    let reader = SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .acquire_timeout(PATIENCE)
+        .connect_with(reader)
+        .await?;
+    Ok(Arc::new(sql::SqlStore::new(reader, writer, Some(lock))))
+}
+
+/// Locks `<file>.lock` for as long as the returned file is open.
+fn lock(file: &Path) -> Result<File, OpenError> {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let unusable = |source| OpenError::File {
+        path: path.clone(),
+        source,
+    };
+    let lock = File::create(&path).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(file.to_owned())),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}

@@ -1,0 +1,141 @@
+//! The statements, the same for both engines, in words that both understand.
+//!
+//! A test prepares each of [`ALL`] on both. Lists with optional filters are built in `sql.rs`
+//! from the selections here.
+
+macro_rules! key_columns {
+    () => {
+        "k.key_id AS k_key_id, k.tenant_id AS k_tenant_id, k.owner_id AS k_owner_id, \
+         k.label AS k_label, k.description AS k_description, k.prefix AS k_prefix, \
+         k.scopes AS k_scopes, k.audiences AS k_audiences, k.allowed_cidrs AS k_allowed_cidrs, \
+         k.metadata AS k_metadata, k.suspended AS k_suspended, k.created_at AS k_created_at, \
+         k.created_by AS k_created_by, k.expires_at AS k_expires_at, k.revoked_at AS k_revoked_at, \
+         k.revoked_by AS k_revoked_by, k.revoke_reason AS k_revoke_reason, \
+         k.rotated_from AS k_rotated_from, k.rotated_to AS k_rotated_to, \
+         k.hash_version AS k_hash_version, k.created_revision AS k_created_revision, \
+         k.revision AS k_revision"
+    };
+}
+
+macro_rules! owner_columns {
+    () => {
+        "o.tenant_id AS o_tenant_id, o.owner_id AS o_owner_id, o.scopes AS o_scopes, \
+         o.audiences AS o_audiences, o.suspended AS o_suspended, \
+         o.display_name AS o_display_name, o.revision AS o_revision"
+    };
+}
+
+macro_rules! tenant_columns {
+    () => {
+        "t.tenant_id AS t_tenant_id, t.display_name AS t_display_name, \
+         t.key_prefix AS t_key_prefix, t.scope_catalog AS t_scope_catalog, \
+         t.default_ttl AS t_default_ttl, t.max_ttl AS t_max_ttl, \
+         t.require_expiry AS t_require_expiry, \
+         t.max_active_keys_per_owner AS t_max_active_keys_per_owner, \
+         t.replace_oldest AS t_replace_oldest, t.require_owner AS t_require_owner, \
+         t.required_owner_scope AS t_required_owner_scope, \
+         t.basic_usernames AS t_basic_usernames, t.revision AS t_revision"
+    };
+}
+
+/// The keys of tenant `$1` that can be used at `$2`, or could be once resumed.
+macro_rules! living {
+    () => {
+        "tenant_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)"
+    };
+}
+
+macro_rules! revoke {
+    () => {
+        "UPDATE keys SET revoked_at = $2, revoked_by = $3, revoke_reason = $4, revision = $5 WHERE "
+    };
+}
+
+macro_rules! statements {
+    ($($name:ident = $text:expr;)*) => {
+        $(pub(super) const $name: &str = $text;)*
+        /// Every fixed statement.
+        pub const ALL: &[&str] = &[$($name),*];
+    };
+}
+
+statements! {
+    HEAD = "SELECT revision FROM log_head";
+    NEXT_REVISION = "UPDATE log_head SET revision = revision + 1 RETURNING revision";
+    LOAD = concat!(
+        "SELECT h.revision AS head, k.secret_phc, k.secret_mac, k.mac_pepper, ",
+        key_columns!(), ", ", owner_columns!(), ", ", tenant_columns!(),
+        " FROM log_head h LEFT JOIN keys k ON k.key_id = $1 \
+         LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
+         LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
+    );
+    FIND_KEY = concat!("SELECT ", key_columns!(), " FROM keys k WHERE k.key_id = $1");
+    FIND_REQUEST = "SELECT key_id FROM keys WHERE tenant_id = $1 AND request_id = $2";
+    LIST_LIVING =
+        concat!("SELECT key_id FROM keys WHERE ", living!(), " ORDER BY created_revision");
+    LIST_LIVING_OF_OWNER = concat!(
+        "SELECT key_id FROM keys WHERE ", living!(), " AND owner_id = $3 ORDER BY created_revision"
+    );
+    REVOKE_LIVING = concat!(revoke!(), living!());
+    REVOKE_LIVING_OF_OWNER = concat!(revoke!(), living!(), " AND owner_id = $6");
+    INSERT_KEY =
+        "INSERT INTO keys (key_id, tenant_id, owner_id, label, description, prefix, scopes, \
+         audiences, allowed_cidrs, metadata, suspended, created_at, created_by, expires_at, \
+         rotated_from, request_id, hash_version, secret_phc, secret_mac, mac_pepper, \
+         created_revision, revision) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \
+         $18, $19, $20, $21, $22)";
+    UPDATE_KEY =
+        "UPDATE keys SET label = $2, description = $3, scopes = $4, audiences = $5, \
+         allowed_cidrs = $6, metadata = $7, suspended = $8, expires_at = $9, revoked_at = $10, \
+         revoked_by = $11, revoke_reason = $12, rotated_to = $13, revision = $14 \
+         WHERE key_id = $1";
+    REPLACE_MAC = "UPDATE keys SET secret_mac = $2, mac_pepper = $3 WHERE key_id = $1";
+    NAMES_PEPPER = "SELECT EXISTS (SELECT 1 FROM keys WHERE mac_pepper = $1) AS named";
+    PEPPER_CHECKS = "SELECT pepper_id, check_value FROM peppers";
+    INSERT_PEPPER_CHECK =
+        "INSERT INTO peppers (pepper_id, check_value) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    FORGET_PEPPER_CHECKS = "DELETE FROM peppers";
+    FIND_OWNER = concat!(
+        "SELECT ", owner_columns!(), " FROM owners o WHERE o.tenant_id = $1 AND o.owner_id = $2"
+    );
+    LIST_OWNERS = concat!(
+        "SELECT ", owner_columns!(), " FROM owners o WHERE o.tenant_id = $1 AND o.owner_id > $2 \
+         ORDER BY o.owner_id LIMIT $3"
+    );
+    PUT_OWNER =
+        "INSERT INTO owners (tenant_id, owner_id, scopes, audiences, suspended, display_name, \
+         revision) VALUES ($1, $2, $3, $4, $5, $6, $7) \
+         ON CONFLICT (tenant_id, owner_id) DO UPDATE SET scopes = $3, audiences = $4, \
+         suspended = $5, display_name = $6, revision = $7";
+    DELETE_OWNER = "DELETE FROM owners WHERE tenant_id = $1 AND owner_id = $2";
+    FIND_TENANT = concat!("SELECT ", tenant_columns!(), " FROM tenants t WHERE t.tenant_id = $1");
+    PUT_TENANT =
+        "INSERT INTO tenants (tenant_id, display_name, key_prefix, scope_catalog, default_ttl, \
+         max_ttl, require_expiry, max_active_keys_per_owner, replace_oldest, require_owner, \
+         required_owner_scope, basic_usernames, revision) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+         ON CONFLICT (tenant_id) DO UPDATE SET display_name = $2, key_prefix = $3, \
+         scope_catalog = $4, default_ttl = $5, max_ttl = $6, require_expiry = $7, \
+         max_active_keys_per_owner = $8, replace_oldest = $9, require_owner = $10, \
+         required_owner_scope = $11, basic_usernames = $12, revision = $13";
+    INSERT_EVENT =
+        "INSERT INTO events (revision, at, actor, kind, tenant_id, key_id, owner_id, details, \
+         trace_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+}
+
+/// Keys, to be followed by conditions.
+pub(super) const LIST_KEYS: &str = concat!(
+    "SELECT ",
+    key_columns!(),
+    " FROM keys k WHERE k.tenant_id = "
+);
+/// Tenants, to be followed by conditions.
+pub(super) const LIST_TENANTS: &str = concat!(
+    "SELECT ",
+    tenant_columns!(),
+    " FROM tenants t WHERE t.tenant_id > "
+);
+/// Events, to be followed by conditions.
+pub(super) const LIST_EVENTS: &str = "SELECT revision, at, actor, kind, tenant_id, key_id, \
+     owner_id, details, trace_id FROM events WHERE revision ";

@@ -1,0 +1,278 @@
+//! Throw-away PostgreSQL clusters: one shared by all tests of the process, and own ones for tests that stop the server.
+//!
+//! The server comes from the PATH, or from PyPI where there is none (or where `GATEKEY_TEST_POSTGRES=wheel`). fsync stays
+//! on, for the crash tests rely on it. A cluster never outlives the test process, even one that is killed: a shell guards
+//! it, reads from a pipe that this process holds, and stops PostgreSQL and removes its folder when that pipe closes.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::{fs::chown, process::CommandExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use super::tool;
+
+/// Runs `$2...` until the pipe on stdin says `keep` or closes. stderr is given up so that its end is PostgreSQL's end;
+/// the signal is repeated because a server that is only just starting does not hear it yet.
+const GUARD: &str = r#"
+    folder=$1; shift
+    "$@" &
+    exec 2>/dev/null
+    read -r order
+    while kill -QUIT $!; do sleep 0.05; done
+    [ "$order" = keep ] || rm -rf "$folder"
+"#;
+
+/// A PostgreSQL server with its data; stopped and removed on drop.
+pub struct Cluster {
+    folder: PathBuf,
+    binaries: PathBuf,
+    account: Option<Account>,
+    port: u16,
+    guard: Mutex<Option<Child>>,
+}
+
+impl Cluster {
+    /// Makes a new cluster and waits until it takes connections.
+    pub fn start() -> Cluster {
+        let mut cluster = Cluster::initialise();
+        for _ in 0..20 {
+            // Below the ports the system hands out by itself, so that none of those takes it while we are stopped.
+            cluster.port = rand::random_range(20_000..32_000);
+            match cluster.launch() {
+                Ok(()) => return cluster,
+                Err(log) if log.contains("Address already in use") => {}
+                Err(log) => panic!("PostgreSQL did not start:\n{log}"),
+            }
+        }
+        panic!("PostgreSQL found no free port in 20 attempts");
+    }
+
+    /// Stops the server at once, as a crash would: no checkpoint, connections cut. The data stays.
+    pub fn stop(&self) {
+        let mut guard = self.guard().take().expect("the cluster was running");
+        let mut pipe = guard.stdin.take().expect("the guard's stdin is a pipe");
+        pipe.write_all(b"keep\n").expect("the guard is reading");
+        guard.wait().expect("the guard is our child");
+    }
+
+    /// Starts a stopped server again, on the same port and data, and waits until it takes connections.
+    pub fn start_again(&self) {
+        self.launch()
+            .unwrap_or_else(|log| panic!("PostgreSQL did not start again:\n{log}"));
+    }
+
+    /// The address of one of its databases; `postgres` always exists.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The folder that holds the server's Unix socket.
+    pub fn socket_folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn initialise() -> Cluster {
+        let folder = tempfile::Builder::new()
+            .prefix("gatekey-postgres-")
+            .tempdir_in("/tmp") // not TMPDIR: a Unix socket's path must be short
+            .expect("a folder in /tmp")
+            .keep();
+        let mut cluster = Cluster {
+            account: Account::needed(),
+            binaries: PathBuf::new(),
+            port: 0,
+            guard: Mutex::new(None),
+            folder,
+        };
+        if let Some(account) = &cluster.account {
+            chown(&cluster.folder, Some(account.user), Some(account.group))
+                .expect("root may give a folder away");
+        }
+        cluster.binaries = binaries_on_path().unwrap_or_else(|| cluster.binaries_of_wheel());
+        let [program, words @ ..] = &cluster.as_account("initdb")[..] else {
+            unreachable!("a command has a first word")
+        };
+        tool::run(
+            Command::new(program)
+                .args(words)
+                .arg("--pgdata=data")
+                .args(["--username=postgres", "--auth=trust", "--encoding=UTF8"])
+                .args(["--no-locale", "--no-sync"]) // the server itself does sync
+                .current_dir(&cluster.folder),
+        );
+        cluster
+    }
+
+    /// The wheel's binaries, copied to where the account can read them if we must run as another.
+    fn binaries_of_wheel(&self) -> PathBuf {
+        let binaries = tool::postgres_bin();
+        if self.account.is_none() {
+            return binaries;
+        }
+        // All of the wheel: its libraries are found by their place relative to the binaries.
+        let mut parents = binaries.ancestors();
+        let wheel = parents.nth(3).expect("PACKAGE/pginstall/bin is in it");
+        let inside = binaries.strip_prefix(wheel).expect("it is in the wheel");
+        let copy = self.folder.join("wheel");
+        tool::run(Command::new("cp").arg("-R").arg(wheel).arg(&copy));
+        tool::run(Command::new("chmod").args(["-R", "a+rX"]).arg(&copy));
+        copy.join(inside)
+    }
+
+    /// Starts the server under its guard; gives what it printed if it ends before it takes connections.
+    fn launch(&self) -> Result<(), String> {
+        let mut running = self.guard();
+        assert!(running.is_none(), "the cluster is running already");
+        let mut guard = Command::new("sh")
+            .args(["-c", GUARD, "guard"])
+            .arg(&self.folder)
+            .args(self.as_account("postgres"))
+            .args(["-D", "data", "-p", &self.port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1"])
+            .args(["-c", "max_connections=300"])
+            .arg("-k")
+            .arg(&self.folder)
+            .current_dir(&self.folder)
+            .process_group(0) // Ctrl-C is for the tests; the guard hears of it by the pipe
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sh is on the PATH");
+
+        let mut stderr = BufReader::new(guard.stderr.take().expect("stderr is a pipe"));
+        let mut log = String::new();
+        while !log.contains("ready to accept connections") {
+            if stderr.read_line(&mut log).expect("PostgreSQL logs UTF-8") == 0 {
+                writeln!(guard.stdin.take().expect("stdin is a pipe"), "keep").ok();
+                guard.wait().expect("the guard is our child");
+                return Err(log);
+            }
+        }
+        // A full pipe would block the server.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        *running = Some(guard);
+        Ok(())
+    }
+
+    /// The words that run one of PostgreSQL's programs as the account it must run as.
+    fn as_account(&self, program: &str) -> Vec<String> {
+        let program = self.binaries.join(program).display().to_string();
+        match &self.account {
+            None => vec![program],
+            Some(Account { user, group }) => vec![
+                "setpriv".into(),
+                format!("--reuid={user}"),
+                format!("--regid={group}"),
+                "--clear-groups".into(),
+                program,
+            ],
+        }
+    }
+
+    fn guard(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.guard.lock().expect("nothing panics under this lock")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Ok(Some(mut guard)) = self.guard.get_mut().map(Option::take) {
+            guard.wait().ok(); // this closes its stdin first
+        }
+        fs::remove_dir_all(&self.folder).ok(); // a stopped cluster has no guard to do it
+    }
+}
+
+/// Whom PostgreSQL runs as when we are root, as whom it refuses to run.
+struct Account {
+    user: u32,
+    group: u32,
+}
+
+impl Account {
+    fn needed() -> Option<Account> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let id = |flag, name| {
+            let output = Command::new("id").args([flag, name]).output().ok()?;
+            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+        };
+        let account = |name| {
+            Some(Account {
+                user: id("-u", name)?,
+                group: id("-g", name)?,
+            })
+        };
+        let found = account("postgres").or_else(|| account("nobody"));
+        assert!(
+            found.is_some(),
+            "PostgreSQL does not run as root, and there is no user postgres or nobody"
+        );
+        found
+    }
+}
+
+fn binaries_on_path() -> Option<PathBuf> {
+    if env::var_os("GATEKEY_TEST_POSTGRES").is_some_and(|choice| choice == "wheel") {
+        return None;
+    }
+    env::split_paths(&env::var_os("PATH")?)
+        .find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
+}
+
+/// An empty database, made for one test; it goes when its cluster does.
+#[derive(Clone, Debug)]
+pub struct Database {
+    url: String,
+}
+
+impl Database {
+    /// A fresh database in the cluster that all tests of this process share.
+    pub async fn create() -> Database {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        let cluster = tokio::task::spawn_blocking(|| SHARED.get_or_init(Cluster::start))
+            .await
+            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        Database::create_in(cluster).await
+    }
+
+    /// A fresh database in a cluster of the test's own.
+    pub async fn create_in(cluster: &Cluster) -> Database {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        // template1 could be in use by another session, template0 never is.
+        let statement = format!("CREATE DATABASE {name} TEMPLATE template0");
+        connect(&cluster.url("postgres"))
+            .await
+            .execute(AssertSqlSafe(statement))
+            .await
+            .unwrap_or_else(|error| panic!("cannot create the database {name}: {error}"));
+        Database {
+            url: cluster.url(&name),
+        }
+    }
+
+    /// `postgres://postgres@127.0.0.1:PORT/NAME`
+    pub fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    /// A connection of the test's own, to look at what the server wrote.
+    pub async fn connect(&self) -> PgConnection {
+        connect(&self.url).await
+    }
+}
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url)
+        .await
+        .unwrap_or_else(|error| panic!("cannot connect to {url}: {error}"))
+}
