@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     let ended = match command {
-        Command::Serve => server::serve(&runtime, config),
+        Command::Serve => server::serve(&runtime, &config),
         Command::Migrate { forget_peppers } => {
             runtime.block_on(server::migrate(&config, forget_peppers))
         }

@@ -218,7 +218,7 @@ impl KeyService for Doors {
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("key.tenant_id", key.tenant_id.clone());
         let id = fields.key_id("key.key_id", &key.key_id);
-        let patch = parse_patch(&mut fields, key, &paths, self.clock.now());
+        let patch = parse_patch(&mut fields, &key, &paths, self.clock.now());
         let id = checked(fields, id)?;
         let key = self
             .keyring
@@ -265,7 +265,12 @@ fn parse_lifetime(
     until.or(fields.positive_span("ttl", ttl).map(Lifetime::For))
 }
 
-fn parse_patch(fields: &mut Fields, key: proto::Key, paths: &[String], now: Timestamp) -> KeyPatch {
+fn parse_patch(
+    fields: &mut Fields,
+    key: &proto::Key,
+    paths: &[String],
+    now: Timestamp,
+) -> KeyPatch {
     let mut patch = KeyPatch::default();
     if paths.is_empty() {
         fields.note("update_mask", "must name what is to change");

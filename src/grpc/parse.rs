@@ -143,7 +143,7 @@ impl Fields {
     }
 
     pub(super) fn audiences(&mut self, field: &str, values: Vec<String>) -> Vec<String> {
-        self.names(field, values, AUDIENCES_MAX, |name| is_name(name))
+        self.names(field, values, AUDIENCES_MAX, is_name)
     }
 
     /// A list of names, each once.

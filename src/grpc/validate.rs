@@ -96,11 +96,12 @@ fn reply(decision: Decision) -> ValidateResponse {
     };
     match decision {
         Decision::Malformed | Decision::NotFound => told,
-        Decision::Allowed(grant) => with_grant(told, *grant, Vec::new()),
         Decision::Refused(grant, Refusal::InsufficientScope(missing)) => {
             with_grant(told, *grant, missing)
         }
-        Decision::Refused(grant, _) => with_grant(told, *grant, Vec::new()),
+        Decision::Allowed(grant) | Decision::Refused(grant, _) => {
+            with_grant(told, *grant, Vec::new())
+        }
     }
 }
 

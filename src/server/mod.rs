@@ -74,9 +74,9 @@ pub enum StartError {
 ///
 /// # Errors
 /// When it cannot start.
-pub fn serve(runtime: &Runtime, config: Config) -> Result<(), StartError> {
+pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
     let telemetry = runtime.block_on(async { telemetry::start(config.log, config.log_format) })?;
-    let served = runtime.block_on(run(&config, &telemetry));
+    let served = runtime.block_on(run(config, &telemetry));
     telemetry.stop();
     served
 }
@@ -177,9 +177,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
     stop.cancel();
-    match time::timeout(config.drain, server).await {
-        Ok(ended) => ended.map_err(io::Error::other)??,
-        Err(_) => warn!("calls were cut off that did not finish in time"),
+    if let Ok(ended) = time::timeout(config.drain, server).await {
+        ended.map_err(io::Error::other)??;
+    } else {
+        warn!("calls were cut off that did not finish in time");
     }
     store.close().await;
     info!("stopped");

@@ -17,6 +17,7 @@ use crate::{
         key::{Grant, Key, KeyState, Mac, Verifier},
         owner::Owner,
         page::Page,
+        scope::Scope,
         tenant::{OnLimit, Tenant},
         token::KeyId,
     },
@@ -410,12 +411,7 @@ impl Mutation for SqlMutation {
             .bind(i64::from(tenant.max_active_keys_per_owner))
             .bind(tenant.on_limit == OnLimit::ReplaceOldest)
             .bind(tenant.require_owner)
-            .bind(
-                tenant
-                    .required_owner_scope
-                    .as_ref()
-                    .map(|scope| scope.as_str()),
-            )
+            .bind(tenant.required_owner_scope.as_ref().map(Scope::as_str))
             .bind(as_json(&tenant.basic_usernames))
             .bind(tenant.revision)
             .execute(&mut *self.transaction)

@@ -7,10 +7,12 @@
     reason = "support is written as a whole; not every part has a caller at all times"
 )]
 
+pub mod client;
 pub mod postgres;
 pub mod process;
 pub mod tool;
 
+pub use client::Client;
 pub use postgres::Database;
 pub use process::{Gatekey, Setup};
 

@@ -1,0 +1,193 @@
+//! A caller of gatekey: all four services over one connection, with one credential.
+
+use gatekey::grpc::proto::{
+    CreateKeyRequest, CreateKeyResponse, Key, Owner, PutOwnerRequest, PutTenantRequest, Reason,
+    RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest, ValidateResponse,
+    event_service_client::EventServiceClient, key_service_client::KeyServiceClient,
+    owner_service_client::OwnerServiceClient, tenant_service_client::TenantServiceClient,
+    validate_request::Credential,
+};
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt as _;
+
+use super::Gatekey;
+
+type Authorized = InterceptedService<Channel, Bearer>;
+
+/// The services as one caller reaches them. Clones share the connection.
+#[derive(Clone)]
+pub struct Client {
+    pub keys: KeyServiceClient<Authorized>,
+    pub owners: OwnerServiceClient<Authorized>,
+    pub tenants: TenantServiceClient<Authorized>,
+    pub events: EventServiceClient<Authorized>,
+    pub channel: Channel,
+}
+
+/// Adds `authorization: Bearer <credential>` to each call, or nothing.
+#[derive(Clone)]
+pub struct Bearer(Option<AsciiMetadataValue>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Gatekey {
+    /// A caller with the admin token.
+    pub async fn admin(&self) -> Client {
+        self.client(Some(&self.admin_token())).await
+    }
+
+    /// A caller with this credential, or with none.
+    pub async fn client(&self, credential: Option<&str>) -> Client {
+        let channel = Endpoint::from_shared(format!("http://{}", self.addr()))
+            .expect("an address is a URL")
+            .connect()
+            .await
+            .expect("a server that serves takes connections");
+        Client::over(channel, credential)
+    }
+}
+
+impl Client {
+    fn over(channel: Channel, credential: Option<&str>) -> Self {
+        let value = credential.map(|credential| {
+            let value = format!("Bearer {credential}").parse();
+            value.expect("a credential is ASCII")
+        });
+        let bearer = Bearer(value);
+        let service = || InterceptedService::new(channel.clone(), bearer.clone());
+        Self {
+            keys: KeyServiceClient::new(service()),
+            owners: OwnerServiceClient::new(service()),
+            tenants: TenantServiceClient::new(service()),
+            events: EventServiceClient::new(service()),
+            channel,
+        }
+    }
+
+    /// The same connection with another credential.
+    pub fn with(&self, credential: &str) -> Self {
+        Self::over(self.channel.clone(), Some(credential))
+    }
+
+    /// Issues a key as asked, and must succeed.
+    pub async fn create(&self, request: CreateKeyRequest) -> (Key, String) {
+        let answer = self.try_create(request).await.expect("the key is issued");
+        (answer.key.expect("a key"), answer.plaintext_key)
+    }
+
+    /// Issues a key as asked, or tells why not.
+    pub async fn try_create(&self, request: CreateKeyRequest) -> Result<CreateKeyResponse, Status> {
+        Ok(self.keys.clone().create_key(request).await?.into_inner())
+    }
+
+    /// Issues a key of `tenant` with these scopes, and must succeed.
+    pub async fn issue(&self, tenant: &str, scopes: &[&str]) -> (Key, String) {
+        self.create(new_key(tenant, scopes)).await
+    }
+
+    /// Asks about a credential, and must get a decision.
+    pub async fn validate(&self, request: ValidateRequest) -> ValidateResponse {
+        self.try_validate(request).await.expect("a decision")
+    }
+
+    /// Asks about a credential.
+    pub async fn try_validate(&self, request: ValidateRequest) -> Result<ValidateResponse, Status> {
+        Ok(self.keys.clone().validate(request).await?.into_inner())
+    }
+
+    /// Asks about a bare key, nothing else, and must get a decision: its reason.
+    pub async fn reason(&self, plaintext: &str) -> Reason {
+        self.validate(ask(plaintext)).await.reason()
+    }
+
+    /// Revokes a key, and must succeed.
+    pub async fn revoke(&self, key: &Key, reason: &str) -> RevokeKeyResponse {
+        let request = RevokeKeyRequest {
+            tenant_id: key.tenant_id.clone(),
+            key_id: key.key_id.clone(),
+            reason: reason.to_owned(),
+        };
+        let answer = self.keys.clone().revoke_key(request).await;
+        answer.expect("the key is revoked").into_inner()
+    }
+
+    /// Puts a tenant, and must succeed.
+    pub async fn put_tenant(&self, tenant: Tenant) -> Tenant {
+        let request = PutTenantRequest {
+            tenant: Some(tenant),
+        };
+        let answer = self.tenants.clone().put_tenant(request).await;
+        let answer = answer.expect("the tenant is put").into_inner();
+        answer.tenant.expect("a tenant")
+    }
+
+    /// Puts an owner, and must succeed.
+    pub async fn put_owner(&self, owner: Owner) -> Owner {
+        let request = PutOwnerRequest { owner: Some(owner) };
+        let answer = self.owners.clone().put_owner(request).await;
+        let answer = answer.expect("the owner is put").into_inner();
+        answer.owner.expect("an owner")
+    }
+}
+
+/// A request for a key that breaks no rule.
+pub fn new_key(tenant: &str, scopes: &[&str]) -> CreateKeyRequest {
+    CreateKeyRequest {
+        tenant_id: tenant.to_owned(),
+        owner_id: "alice".to_owned(),
+        label: "a key".to_owned(),
+        scopes: texts(scopes),
+        ..CreateKeyRequest::default()
+    }
+}
+
+/// A question about a bare key.
+pub fn ask(plaintext: &str) -> ValidateRequest {
+    ValidateRequest {
+        credential: Some(Credential::Key(plaintext.to_owned())),
+        ..ValidateRequest::default()
+    }
+}
+
+/// A question about the value of an HTTP Authorization header.
+pub fn ask_header(value: &str) -> ValidateRequest {
+    ValidateRequest {
+        credential: Some(Credential::Authorization(value.to_owned())),
+        ..ValidateRequest::default()
+    }
+}
+
+/// Strings, owned.
+pub fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(ToString::to_string).collect()
+}
+
+/// `ErrorInfo.reason` of an error, which every error has, in domain `gatekey`.
+pub fn error_reason(status: &Status) -> String {
+    let info = status.get_details_error_info();
+    let info = info.unwrap_or_else(|| panic!("an error without ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, "gatekey");
+    info.reason
+}
+
+/// The fields that an INVALID_ARGUMENT names, in order.
+pub fn bad_fields(status: &Status) -> Vec<String> {
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+    let details = status.get_details_bad_request().expect("BadRequest");
+    let violations = details.field_violations.into_iter();
+    violations.map(|violation| violation.field).collect()
+}
