@@ -22,6 +22,9 @@ const DOMAIN: &str = "gatekey";
 /// When a call that could not be served now may be tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How many violations stand in the message, too; the details hold all.
+const TOLD_MAX: usize = 8;
+
 /// What is wrong with a request, all of it. Never empty.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("the request has {} invalid fields", .0.len())]
@@ -111,12 +114,11 @@ pub(super) fn completed(foreign: &Status) -> Option<Status> {
 
 impl From<Invalid> for Status {
     fn from(invalid: Invalid) -> Self {
-        let fields: Vec<_> = invalid
-            .0
-            .iter()
-            .map(|violation| &*violation.field)
+        let told = invalid.0.iter().take(TOLD_MAX);
+        let told: Vec<_> = told
+            .map(|wrong| format!("{} {}", wrong.field, wrong.description))
             .collect();
-        let message = format!("invalid: {}", fields.join(", "));
+        let message = format!("invalid: {}", told.join("; "));
         let violations: Vec<_> = invalid
             .0
             .iter()
