@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Keyring,
-    admission::{admit_new, admit_rotation},
+    admission::{admit_extension, admit_new, admit_rotation},
     admit_grant, admit_key, change,
     detail::{of_ids, of_scopes, of_time},
     key_in_view, tenant_in,
@@ -227,6 +227,7 @@ impl Keyring {
         }
         if let Some(expiry) = patch.expires_at {
             rules.admit_expiry(key.created_at, expiry)?;
+            admit_extension(&key, expiry)?;
         }
         let details = patch.apply(&mut key);
         admit_grant(caller, &key.tenant_id, &key.scopes)?;
