@@ -23,14 +23,21 @@ fuzz_target!(|input: &[u8]| {
     check_bearer(&text);
     check_basic(input);
 
-    let key = key_of(input);
+    let unsealed = unsealed_key_of(input);
+    let key = sealed(&unsealed);
     assert_eq!(expected(&key).map(|(_, whole)| whole), Some(&*key));
     check_key(&key);
     check_bearer(&key);
     check_basic(format!("{text}:{key}").as_bytes());
+    // Keys that are wrong in one thing, the checksum among them.
+    check_key(&bent(&key, input));
+    check_key(&sealed(&bent(&unsealed, input)));
+    check_key(&sealed(&text));
+    let (_, body) = unsealed.rsplit_once('_').expect("a key has a prefix");
+    check_key(&sealed(&format!("{text}_{body}")));
+    check_key(&sealed(&format!("gk_{text}{body}")));
     check_key(&format!("{text}{key}"));
     check_key(&format!("{key}{text}"));
-    check_key(&bent(&key, input));
 });
 
 /// A bare key is presented exactly when it has the shape and the checksum of one.
@@ -166,8 +173,13 @@ fn decode(encoded: &str) -> Vec<u8> {
     decoded
 }
 
-/// A good key: the first byte says how long its prefix is, and each of the next bytes is a character.
-fn key_of(input: &[u8]) -> String {
+/// A text with its checksum behind it.
+fn sealed(text: &str) -> String {
+    format!("{text}{}", checksum(text))
+}
+
+/// A good key up to its checksum: the first byte says how long its prefix is, and each of the next is a character.
+fn unsealed_key_of(input: &[u8]) -> String {
     const FIRST: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
     const LAST: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     const INNER: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789_";
@@ -186,11 +198,10 @@ fn key_of(input: &[u8]) -> String {
     }
     key.push('_');
     key.extend((0..16 + 43).map(|_| of(DIGITS, next())));
-    let sum = checksum(&key);
-    key + &sum
+    key
 }
 
-/// The key with one character changed, or left out: where and to what, the last two bytes say.
+/// A key with one character changed, or left out: where and to what, the last two bytes say.
 fn bent(key: &str, input: &[u8]) -> String {
     let (place, other) = match input {
         [.., place, other] => (usize::from(*place) % key.len(), *other),

@@ -104,7 +104,7 @@ async fn what_was_answered_is_there_after_a_crash_of_postgresql() {
     let cluster = block_in_place(Cluster::start);
     let setup = Gatekey::postgres(&Database::create_in(&cluster).await);
     let mut issued = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..3 {
         let server = setup.start().await;
         let admin = server.admin().await;
         let (revoked, _) = admin.issue("default", &["jobs:read"]).await;

@@ -62,8 +62,8 @@ async fn an_unknown_encoding_is_refused_and_not_repeated() {
 /// Lives through all that is done with secrets, looking at each answer, at the log and, on SQLite, at the files as they
 /// are while the server runs and once it was killed.
 async fn live(setup: &Setup) -> Search {
-    let line = format!("p1:{}\n", BASE64_STANDARD.encode(PEPPER));
-    fs::write(setup.folder().join("gatekey.pepper"), line).expect("the folder takes files");
+    let pepper = format!("p1:{}\n", BASE64_STANDARD.encode(PEPPER));
+    fs::write(setup.folder().join("gatekey.pepper"), pepper).expect("the folder takes files");
     let server = setup.start().await;
     let mut life = Life {
         admin: server.admin().await,

@@ -6,8 +6,8 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::grpc::proto::{
     CreateKeyRequest, GetKeyRequest, Key, ListEventsRequest, ListKeysRequest, ListTenantsRequest,
     LookupKeyRequest, LookupKeyResponse, Owner, PutOwnerRequest, Reason, RevokeKeyRequest,
-    RotateKeyRequest, Tenant, UpdateKeyRequest, ValidateResponse, WatchEventsRequest,
-    key_service_client::KeyServiceClient,
+    RotateKeyRequest, Tenant, UpdateKeyRequest, ValidateRequest, ValidateResponse,
+    WatchEventsRequest, key_service_client::KeyServiceClient,
 };
 use prost::Message;
 use tonic::{Request, Status, codegen::http::uri::PathAndQuery};
@@ -139,8 +139,10 @@ impl Life {
                 let answer = self.admin.validate(request).await;
                 self.seen.push(format!("{answer:?}"));
             }
-            let mut bad = ask(&plaintext);
-            bad.client_ip = "nowhere".to_owned();
+            let bad = ValidateRequest {
+                client_ip: "nowhere".to_owned(),
+                ..ask(&plaintext)
+            };
             self.refused("a bad address", self.admin.try_validate(bad).await);
         }
         let good = &self.plaintexts[0];

@@ -1,12 +1,13 @@
 //! The search for secrets in every byte that is left of a server.
 
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine as _};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use tempfile::TempDir;
 
 /// A pepper of 32 letters, so that it can be searched for as it is in memory.
@@ -25,11 +26,6 @@ impl Search {
         let mut secrets = vec![admin_token.to_owned(), PEPPER.to_owned()];
         // Its hexadecimal digits or base64 are what is random in it.
         secrets.push(admin_token.trim_start_matches("gkadmin_").to_owned());
-        let hex = |text: &str| {
-            text.bytes()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-        };
         secrets.push(hex(PEPPER));
         for text in [PEPPER, admin_token] {
             secrets.push(
@@ -48,7 +44,7 @@ impl Search {
             secrets.push(hex(&secret[..16]));
             // Base64 of it, wherever in a longer text it begins.
             for skipped in 0..3 {
-                secrets.push(BASE64_URL_SAFE_NO_PAD.encode(&secret[skipped..skipped + 30]));
+                secrets.push(BASE64_STANDARD.encode(&secret[skipped..skipped + 30]));
             }
         }
         assert!(
@@ -91,7 +87,7 @@ impl Search {
         assert!(!found.is_empty(), "{} was not searched", folder.display());
     }
 
-    /// The files under `folder` that hold one of those texts. By grep: a database is large, and a test is not optimized.
+    /// The files under `folder` that hold one of those texts. By grep: a database is large, and a test is slow.
     fn files_with(&self, texts: &str, folder: &Path) -> Vec<PathBuf> {
         let output = Command::new("grep")
             .args([
@@ -110,4 +106,12 @@ impl Search {
         let files = String::from_utf8(output.stdout).expect("paths are text");
         files.lines().map(PathBuf::from).collect()
     }
+}
+
+fn hex(text: &str) -> String {
+    let mut digits = String::new();
+    for byte in text.bytes() {
+        write!(digits, "{byte:02x}").expect("memory takes all");
+    }
+    digits
 }
