@@ -150,6 +150,9 @@ impl From<Undecided> for Status {
         match undecided {
             Undecided::Store(error) => error.into(),
             Undecided::Busy(busy) => busy.into(),
+            Undecided::Overloaded => {
+                retry_later(Code::ResourceExhausted, "LOADS_BUSY", undecided.to_string())
+            }
         }
     }
 }

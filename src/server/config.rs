@@ -8,6 +8,7 @@ use std::{
     net::{SocketAddr, ToSocketAddrs as _},
     path::PathBuf,
     process::ExitCode,
+    thread,
     time::Duration,
 };
 
@@ -86,6 +87,14 @@ pub struct Config {
     )]
     pub pepper_file: PathBuf,
 
+    /// How many keys are held in memory
+    #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
+    pub cache_keys: usize,
+
+    /// Serving threads [default: one a core]
+    #[arg(long, env = "GATEKEY_WORKERS", value_name = "THREADS", value_parser = parse_count, global = true)]
+    pub workers: Option<usize>,
+
     /// Whether Validate needs a credential; `none` lets anyone who reaches the port call it
     #[arg(
         long,
@@ -125,6 +134,13 @@ pub enum ValidateAuth {
 }
 
 impl Config {
+    /// How many serving threads there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(cores)
+    }
+
     /// The database URL without what may be secret in it.
     #[must_use]
     pub fn shown_database_url(&self) -> String {
@@ -146,6 +162,8 @@ impl fmt::Debug for Config {
             .field("database_url", &self.shown_database_url())
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
+            .field("cache_keys", &self.cache_keys)
+            .field("workers", &self.workers)
             .field("validate_auth", &self.validate_auth)
             .field("drain", &self.drain)
             .field("log", &self.log)
@@ -216,6 +234,11 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 fn parse_span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "must be a duration with its unit, such as 500ms, 10s or 15m".to_owned())
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "must be a number of 1 or more".to_owned())
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {

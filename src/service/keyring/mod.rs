@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::{
+    cache::Cache,
     refused::{Refused, authorize},
     secret::Secrets,
 };
@@ -38,6 +39,7 @@ pub struct Keyring {
     store: Arc<dyn Store>,
     secrets: Arc<Secrets>,
     clock: Arc<dyn Clock>,
+    cache: Arc<Cache>,
     /// The revision of the last change made here: wakes those who follow the log.
     changed: watch::Sender<i64>,
 }
@@ -45,9 +47,15 @@ pub struct Keyring {
 impl Keyring {
     /// The keyring of the keys in `store`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, secrets: Arc<Secrets>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        secrets: Arc<Secrets>,
+        cache: Arc<Cache>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self {
             store,
+            cache,
             secrets,
             clock,
             changed: watch::Sender::new(0),
@@ -60,7 +68,8 @@ impl Keyring {
         self.changed.subscribe()
     }
 
-    /// Ends a mutation: writes its event, tells the log's followers, and logs it.
+    /// Ends a mutation: writes its event, makes what it touched in memory count no more, tells the
+    /// log's followers, and logs it.
     async fn commit(&self, mutation: Box<dyn Mutation>, change: Change) -> Result<(), Refused> {
         let revision = mutation.revision();
         let told = (
@@ -69,8 +78,9 @@ impl Keyring {
             change.key_id,
             change.tenant_id.clone(),
         );
-        let owner = change.owner_id.clone();
+        let (owner, touched) = (change.owner_id.clone(), change.touched());
         mutation.commit(change).await?;
+        self.cache.apply(revision, &touched);
         // Changes may end out of order here; followers are only woken by it.
         self.changed.send_replace(revision);
         let (actor, kind, key_id, tenant_id) = told;

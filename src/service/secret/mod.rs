@@ -119,6 +119,40 @@ impl Secrets {
         Ok(self.proof(right, "", whole))
     }
 
+    /// What a key in memory is checked by: its MAC under the current pepper or, without one, under
+    /// a key that is random to this process.
+    #[must_use]
+    pub fn memory_mac(&self, presented: Presented<'_>) -> [u8; 32] {
+        self.macs.fetch_add(1, Ordering::Relaxed);
+        self.peppers.memory_mac(presented.expose())
+    }
+
+    /// The memory MAC of a key that nobody presented yet, if its verifier has it.
+    #[must_use]
+    pub fn stored_memory_mac(&self, verifier: &Verifier) -> Option<[u8; 32]> {
+        let mac = verifier.mac.as_ref()?;
+        (self.peppers.current() == Some(&*mac.pepper_id)).then_some(mac.value)
+    }
+
+    /// Whether a presented key has this memory MAC. A wrong one takes the same work as an
+    /// unknown id does.
+    ///
+    /// # Errors
+    /// [`Busy`] when that work is argon2 and too many are waiting for it already.
+    pub async fn recognize(
+        &self,
+        presented: Presented<'_>,
+        expected: &[u8; 32],
+    ) -> Result<bool, Busy> {
+        let right = bool::from(self.memory_mac(presented).ct_eq(expected));
+        if !right && self.peppers.current().is_none() {
+            self.argon
+                .verify(presented.expose(), argon::unmatched())
+                .await?;
+        }
+        Ok(right)
+    }
+
     fn proof(&self, right: bool, pepper: &str, whole: &str) -> Proof {
         let stale = self
             .peppers
