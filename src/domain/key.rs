@@ -113,3 +113,46 @@ pub struct Grant {
     pub owner: Option<Owner>,
     pub tenant: Tenant,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(expires_at: i64) -> Key {
+        Key {
+            key_id: KeyId::from_bare("0123456789abcdef").unwrap(),
+            tenant_id: "acme".to_owned(),
+            owner_id: "alice".to_owned(),
+            label: String::new(),
+            description: String::new(),
+            prefix: "pgk_live".to_owned(),
+            scopes: Scopes::default(),
+            audiences: Vec::new(),
+            allowed_cidrs: Vec::new(),
+            metadata: BTreeMap::new(),
+            suspended: false,
+            created_at: Timestamp::from_micros(0),
+            created_by: String::new(),
+            expires_at: Some(Timestamp::from_micros(expires_at)),
+            revoked: None,
+            rotated_from: None,
+            rotated_to: None,
+            hash_version: HASH_VERSION.to_owned(),
+            created_revision: 1,
+            revision: 1,
+        }
+    }
+
+    #[test]
+    fn at_expires_at_a_key_is_expired() {
+        let at = |now| key(1000).state(Timestamp::from_micros(now));
+        assert_eq!(at(999), KeyState::Active);
+        assert_eq!(at(1000), KeyState::Expired);
+        assert_eq!(at(1001), KeyState::Expired);
+    }
+
+    #[test]
+    fn the_shown_prefix_tells_four_characters_of_the_id() {
+        assert_eq!(key(1).shown_prefix(), "pgk_live_0123");
+    }
+}

@@ -181,19 +181,27 @@ impl Standing {
         self.text.len() + limits
     }
 
-    /// Whether the key may be used as `ask` says, at `now`. At `expires_at` it is expired.
+    /// Why the key cannot be used at `now`, whatever is asked. At `expires_at` it is expired.
+    #[must_use]
+    pub fn barred(&self, now: Timestamp) -> Option<Refusal> {
+        let expired = self.expires_at.is_some_and(|at| at <= now);
+        match self.bar {
+            Some(Bar::Revoked) => Some(Refusal::Revoked),
+            _ if expired => Some(Refusal::Expired),
+            Some(Bar::Suspended) => Some(Refusal::Suspended),
+            Some(Bar::OwnerSuspended) => Some(Refusal::OwnerSuspended),
+            Some(Bar::OwnerNotPermitted) => Some(Refusal::OwnerNotPermitted),
+            None => None,
+        }
+    }
+
+    /// Whether the key may be used as `ask` says, at `now`.
     ///
     /// # Errors
     /// The first reason why not.
     pub fn decide(&self, now: Timestamp, ask: &Ask<'_>) -> Result<(), Refusal> {
-        let expired = self.expires_at.is_some_and(|at| at <= now);
-        match self.bar {
-            Some(Bar::Revoked) => return Err(Refusal::Revoked),
-            _ if expired => return Err(Refusal::Expired),
-            Some(Bar::Suspended) => return Err(Refusal::Suspended),
-            Some(Bar::OwnerSuspended) => return Err(Refusal::OwnerSuspended),
-            Some(Bar::OwnerNotPermitted) => return Err(Refusal::OwnerNotPermitted),
-            None => {}
+        if let Some(refusal) = self.barred(now) {
+            return Err(refusal);
         }
         if let Some(limits) = &self.limits {
             limits.admit(ask)?;

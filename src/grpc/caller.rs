@@ -62,7 +62,7 @@ impl Doors {
         let peer = request.remote_addr().map(|peer| peer.ip());
         let caller = match self.authenticate(request.metadata(), peer).await? {
             Credentials::Admin => Caller::admin(ADMIN),
-            Credentials::Key(key) => holder(&key),
+            Credentials::Key(key) => Caller::holder(key.key_id, key.standing()),
         };
         if !caller.may_somewhere(action) {
             return Err(Refused::Forbidden(action).into());
@@ -90,7 +90,7 @@ impl Doors {
             Credentials::Key(key) if key.standing().grants(VALIDATE_ANYWHERE) => {
                 return Ok(Asker::OfAll);
             }
-            Credentials::Key(key) => holder(&key),
+            Credentials::Key(key) => Caller::holder(key.key_id, key.standing()),
         };
         if !caller.may_somewhere(Action::KeysValidate) {
             return Err(Refused::Forbidden(Action::KeysValidate).into());
@@ -123,15 +123,6 @@ impl Doors {
                 Err(Unknown::BadCredential.into())
             }
         }
-    }
-}
-
-/// The holder of a key of tenant `system`.
-fn holder(key: &Known) -> Caller {
-    Caller {
-        actor: key.key_id.to_string(),
-        scopes: key.standing().scope_set(),
-        trace_id: None,
     }
 }
 

@@ -22,6 +22,9 @@ const AUDIENCES_MAX: usize = 64;
 const CIDRS_MAX: usize = 64;
 const METADATA_MAX: usize = 4096;
 const TEXT_MAX: usize = 1024;
+/// How many bytes of violations are told: an error is sent in headers, of which many clients take
+/// 8 KiB.
+const TOLD_MAX: usize = 3072;
 
 /// Reads the fields of one request.
 #[derive(Default)]
@@ -37,9 +40,14 @@ impl Fields {
         }
     }
 
-    /// Notes what is wrong with a field.
+    /// Notes what is wrong with a field, once a field.
     pub(super) fn note(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.0.push(Violation::new(field, description));
+        let violation = Violation::new(field, description);
+        let length = |told: &Violation| told.field.len() + told.description.len();
+        let full = self.0.iter().map(length).sum::<usize>() > TOLD_MAX;
+        if !full && self.0.iter().all(|told| told.field != violation.field) {
+            self.0.push(violation);
+        }
     }
 
     pub(super) fn tenant_id(&mut self, field: &str, value: String) -> String {
@@ -262,7 +270,8 @@ impl Fields {
             self.note(field, "must be a duration from 0 to 10000 years");
             return None;
         };
-        Some(Duration::new(seconds, nanos))
+        // No finer than it is kept.
+        Some(Duration::new(seconds, nanos / 1000 * 1000))
     }
 
     /// A span of a microsecond or more.

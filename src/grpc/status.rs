@@ -41,7 +41,7 @@ pub enum Unknown {
     BadCredential,
 }
 
-fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+fn status(code: Code, reason: &str, message: &str) -> Status {
     with_details(code, reason, HashMap::new(), message, ErrorDetails::new())
 }
 
@@ -56,7 +56,7 @@ fn with_details(
     Status::with_error_details(code, message, details)
 }
 
-fn retry_later(code: Code, reason: &str, message: impl Into<String>) -> Status {
+fn retry_later(code: Code, reason: &str, message: &str) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     with_details(code, reason, HashMap::new(), message, details)
 }
@@ -109,7 +109,9 @@ pub(super) fn completed(foreign: &Status) -> Option<Status> {
         Code::DataLoss => "DATA_LOSS",
         Code::Unknown => "UNKNOWN",
     };
-    Some(status(code, reason, foreign.message()))
+    let passing = matches!(code, Code::ResourceExhausted | Code::Unavailable);
+    let complete = if passing { retry_later } else { status };
+    Some(complete(code, reason, foreign.message()))
 }
 
 impl From<Invalid> for Status {
@@ -141,7 +143,7 @@ impl From<Unknown> for Status {
             Unknown::NoCredential => "CREDENTIAL_MISSING",
             Unknown::BadCredential => "CREDENTIAL_INVALID",
         };
-        status(Code::Unauthenticated, reason, unknown.to_string())
+        status(Code::Unauthenticated, reason, &unknown.to_string())
     }
 }
 
@@ -150,16 +152,18 @@ impl From<Undecided> for Status {
         match undecided {
             Undecided::Store(error) => error.into(),
             Undecided::Busy(busy) => busy.into(),
-            Undecided::Overloaded => {
-                retry_later(Code::ResourceExhausted, "LOADS_BUSY", undecided.to_string())
-            }
+            Undecided::Overloaded => retry_later(
+                Code::ResourceExhausted,
+                "LOADS_BUSY",
+                &undecided.to_string(),
+            ),
         }
     }
 }
 
 impl From<Busy> for Status {
     fn from(busy: Busy) -> Self {
-        retry_later(Code::ResourceExhausted, "HASHING_BUSY", busy.to_string())
+        retry_later(Code::ResourceExhausted, "HASHING_BUSY", &busy.to_string())
     }
 }
 
@@ -169,9 +173,9 @@ impl From<StoreError> for Status {
         warn!(error = &error as &dyn Error, "the store failed");
         match error {
             StoreError::Unavailable(_) => {
-                retry_later(Code::Unavailable, "STORE_UNAVAILABLE", error.to_string())
+                retry_later(Code::Unavailable, "STORE_UNAVAILABLE", &error.to_string())
             }
-            StoreError::Corrupt(_) => status(Code::Internal, "STORE_CORRUPT", error.to_string()),
+            StoreError::Corrupt(_) => status(Code::Internal, "STORE_CORRUPT", &error.to_string()),
         }
     }
 }
@@ -189,6 +193,7 @@ impl From<Refused> for Status {
             Refused::KeyRotated(successor) => {
                 return of_key(Code::FailedPrecondition, "KEY_ROTATED", successor, message);
             }
+            Refused::CallerGone => (Code::Unauthenticated, "CREDENTIAL_INVALID"),
             Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
             Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
             Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),
@@ -198,7 +203,7 @@ impl From<Refused> for Status {
             Refused::KeyExpired => (Code::FailedPrecondition, "KEY_EXPIRED"),
             Refused::KeySuspended => (Code::FailedPrecondition, "KEY_SUSPENDED"),
         };
-        status(code, reason, message)
+        status(code, reason, &message)
     }
 }
 

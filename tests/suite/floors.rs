@@ -13,7 +13,7 @@ const FLOORS: [&str; 5] = ["server", "grpc", "service", "store", "domain"];
 const CRATES: [(&str, &[&str]); 7] = [
     ("sqlx", &["store/"]),
     ("tonic", &["grpc/", "server/"]),
-    ("tonic_types", &["grpc/"]),
+    ("tonic_types", &["grpc/", "server/"]),
     ("prost", &["grpc/"]),
     ("prost_types", &["grpc/"]),
     ("argon2", &["service/secret/"]),

@@ -1,13 +1,26 @@
 //! Everything but the pure rules, through the real port of the real server.
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod callers;
 mod contract_admin;
+mod contract_errors;
+mod contract_events;
+mod contract_keys;
+mod contract_owners;
+mod contract_revocation;
+mod contract_rotation;
 mod contract_validate;
 mod durability;
 mod floors;
+mod indistinguishable;
+mod inside;
 mod listing;
+mod peppers;
+mod program;
 mod proto;
+mod readme;
 mod secrecy;
+mod start;
 mod statements;
 mod support;
 mod tools;

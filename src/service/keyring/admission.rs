@@ -59,3 +59,12 @@ pub(super) fn admit_rotation(old: &Key, now: Timestamp) -> Result<(), Refused> {
         (KeyState::Active, None) => Ok(()),
     }
 }
+
+/// Whether a key may live until `expiry`: one that has a successor no longer than it does.
+pub(super) fn admit_extension(key: &Key, expiry: Option<Timestamp>) -> Result<(), Refused> {
+    let later = expiry.is_none_or(|expiry| key.expires_at.is_some_and(|end| end < expiry));
+    match key.rotated_to {
+        Some(successor) if later => Err(Refused::KeyRotated(successor)),
+        _ => Ok(()),
+    }
+}

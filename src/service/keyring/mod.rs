@@ -24,7 +24,7 @@ use crate::{
         caller::{Action, Caller},
         clock::{Clock, Timestamp},
         event::{Change, Details, EventKind},
-        key::Key,
+        key::{Grant, Key},
         scope::Scopes,
         tenant::{SYSTEM, Tenant},
         token::KeyId,
@@ -66,6 +66,23 @@ impl Keyring {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<i64> {
         self.changed.subscribe()
+    }
+
+    /// Begins a mutation by a caller, who may have lost rights since the call came: returns the
+    /// caller as of now.
+    async fn begin(&self, caller: &Caller) -> Result<(Box<dyn Mutation>, Caller), Refused> {
+        let mut mutation = self.store.begin().await?;
+        let Some(id) = caller.credential else {
+            return Ok((mutation, caller.clone()));
+        };
+        let key = mutation.find_key(id).await?.ok_or(Refused::CallerGone)?;
+        let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
+        let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
+        let grant = Grant { key, owner, tenant };
+        let caller = caller
+            .renewed(&grant, self.clock.now())
+            .ok_or(Refused::CallerGone)?;
+        Ok((mutation, caller))
     }
 
     /// Ends a mutation: writes its event, makes what it touched in memory count no more, tells the

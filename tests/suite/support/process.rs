@@ -156,6 +156,11 @@ impl Gatekey {
         self.addr
     }
 
+    /// The id of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// The admin token, as its file has it now.
     pub fn admin_token(&self) -> String {
         let path = &self.setup.settings["GATEKEY_ADMIN_TOKEN_FILE"];

