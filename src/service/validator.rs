@@ -81,6 +81,14 @@ impl Known {
     }
 }
 
+/// What a load found, and whether the secret is checked already.
+enum Found {
+    Proven(Arc<Entry>),
+    Wrong,
+    /// `None`: no such key.
+    Unproven(Option<Arc<Entry>>),
+}
+
 /// Decides about presented keys.
 pub struct Validator {
     store: Arc<dyn Store>,
@@ -162,65 +170,61 @@ impl Validator {
     /// What is known of a presented key, once its secret is proven. `None`: there is no such key,
     /// or the secret is wrong; both take the same work.
     async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
-        if let Some(entry) = self.cache.get(presented.id()) {
-            return self.recognized(presented, entry).await;
-        }
-        match self.cache.look(presented.id()).await {
-            Look::Hit(entry) => self.recognized(presented, entry).await,
-            Look::Miss(place) => self.prove_loaded(presented, place).await,
-        }
+        let id = presented.id();
+        let mac = self.secrets.memory_mac(presented);
+        let entry = match self.cache.get(id) {
+            Some(entry) => Some(entry),
+            None => match self.cache.look(id).await {
+                Look::Hit(entry) => Some(entry),
+                Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
+                    Found::Proven(entry) => return Ok(Some(entry)),
+                    Found::Wrong => return Ok(None),
+                    Found::Unproven(entry) => entry,
+                },
+            },
+        };
+        let expected = entry.as_ref().map(|entry| &entry.mac);
+        let right = self.secrets.recognize(presented, &mac, expected).await?;
+        Ok(entry.filter(|_| right))
     }
 
-    async fn recognized(
+    async fn load_entry(
         &self,
         presented: Presented<'_>,
-        entry: Arc<Entry>,
-    ) -> Result<Option<Arc<Entry>>, Undecided> {
-        let right = self.secrets.recognize(presented, &entry.mac).await?;
-        Ok(right.then_some(entry))
-    }
-
-    async fn prove_loaded(
-        &self,
-        presented: Presented<'_>,
+        mac: [u8; 32],
         place: Option<Place<'_>>,
-    ) -> Result<Option<Arc<Entry>>, Undecided> {
-        let Loaded { head, found } = self.load(presented.id()).await?;
+    ) -> Result<Found, Undecided> {
+        let id = presented.id();
+        let Loaded { head, found } = self.load(id).await?;
         let Some((grant, verifier)) = found else {
-            drop(place);
-            self.secrets.prove(presented, None).await?;
-            return Ok(None);
+            return Ok(Found::Unproven(None));
         };
         let standing = Standing::of(&grant);
-        let stored = self.secrets.stored_memory_mac(&verifier);
         // What was proven stays proven: secrets never change.
-        let proven = || {
-            place
-                .as_ref()
-                .and_then(|place| place.stale.as_ref().map(|stale| stale.mac))
-        };
-        if let Some(mac) = stored.or_else(proven) {
-            let (entry, keep) = self.cache.entry(presented.id(), standing, mac, head);
+        let stale = place.as_ref().and_then(|place| place.stale.as_ref());
+        let proven = stale.map(|stale| stale.mac);
+        if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or(proven) {
+            let (entry, keep) = self.cache.entry(id, standing, expected, head);
             if let Some(place) = place.filter(|_| keep) {
                 place.fill(Arc::clone(&entry));
             }
-            return self.recognized(presented, entry).await;
+            return Ok(Found::Unproven(Some(entry)));
         }
         // Nobody should wait here for the argon2 of a secret that may be wrong.
         drop(place);
-        let Proof::Proven { fresh_mac } = self.secrets.prove(presented, Some(&verifier)).await?
-        else {
-            return Ok(None);
-        };
-        let mac = self.secrets.memory_mac(presented);
-        let (entry, keep) = self.cache.entry(presented.id(), standing, mac, head);
-        if let Some(mac) = fresh_mac {
-            self.repepper.move_key(presented.id(), mac);
+        match self.secrets.prove(presented, &verifier).await? {
+            Proof::Wrong => Ok(Found::Wrong),
+            Proof::Proven { fresh_mac } => {
+                if let Some(mac) = fresh_mac {
+                    self.repepper.move_key(id, mac);
+                }
+                let (entry, keep) = self.cache.entry(id, standing, mac, head);
+                if keep {
+                    self.cache.insert(id, Arc::clone(&entry));
+                }
+                Ok(Found::Proven(entry))
+            }
         }
-        if keep {
-            self.cache.insert(presented.id(), Arc::clone(&entry));
-        }
-        Ok(Some(entry))
     }
 
     /// Reads a key from the store, where what is slow runs, and even if the caller goes away.
