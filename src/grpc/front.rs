@@ -28,6 +28,7 @@ use super::{
     Doors, MESSAGE_MAX,
     answer::{Answer, Codec},
     complete::complete,
+    ending::Ending,
     proto::ValidateRequest,
     status,
     trace::{Trace, TraceLayer},
@@ -100,6 +101,9 @@ where
             let mut grpc = Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
             return Box::pin(async move { Ok(complete(grpc.unary(validate, request).await)) });
         }
+        // Of health and reflection; those of events end by themselves.
+        let endless = request.uri().path().starts_with("/grpc.");
+        let stop = self.house.doors.stop.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(TcpConnectInfo {
             local_addr: None,
@@ -114,7 +118,12 @@ where
                 Ok(Err(never)) => match never {},
                 Err(_) => status::stopping().into_http(),
             };
-            Ok(complete(answer))
+            let answer = complete(answer);
+            Ok(if endless {
+                answer.map(|body| Body::new(Ending::new(body, stop.cancelled_owned())))
+            } else {
+                answer
+            })
         })
     }
 }

@@ -8,6 +8,7 @@ mod caller;
 pub mod codec;
 mod complete;
 mod convert;
+mod ending;
 mod events;
 mod front;
 mod keys;

@@ -4,7 +4,7 @@
 //! with one line that names the variable, the value and what would be right.
 
 use std::{
-    fmt,
+    env, fmt,
     net::{SocketAddr, ToSocketAddrs as _},
     path::PathBuf,
     process::ExitCode,
@@ -144,13 +144,29 @@ impl Config {
     /// The database URL without what may be secret in it.
     #[must_use]
     pub fn shown_database_url(&self) -> String {
-        let url = self.database_url.split('?').next().unwrap_or_default();
-        match url.split_once("://") {
-            Some((scheme, rest)) => {
-                let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
-                format!("{scheme}://{place}")
-            }
-            None => "…".to_owned(),
+        let Some((scheme, rest)) = self.database_url.split_once(':') else {
+            return "…".to_owned();
+        };
+        if scheme == "sqlite" {
+            return self.database_url.clone();
+        }
+        // A password may hold anything, an `@` or a `?` among it; without one, what looks like a
+        // port may be one.
+        let (secret, place) = match rest.rsplit_once('@') {
+            Some((_, place)) => (false, place),
+            None => (true, rest.trim_start_matches('/')),
+        };
+        let place = place.split('?').next().unwrap_or_default();
+        let port = place
+            .split('/')
+            .next()
+            .and_then(|host| host.rsplit_once(':'));
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/[]".contains(c);
+        let numeric = port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+        if place.chars().all(plain) && (!secret || numeric) {
+            format!("{scheme}://{place}")
+        } else {
+            format!("{scheme}://…")
         }
     }
 }
@@ -194,6 +210,9 @@ fn explain(error: &clap::Error) -> ExitCode {
 
 /// The one line about a setting's value that cannot work.
 fn bad_setting(error: &clap::Error) -> Option<String> {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        return Some(not_text());
+    }
     if !matches!(
         error.kind(),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue
@@ -221,6 +240,18 @@ fn bad_setting(error: &clap::Error) -> Option<String> {
         _ => "see --help".to_owned(),
     };
     Some(format!("{variable}={value} cannot work: {right}"))
+}
+
+/// The one line about an argument or a variable that is no text.
+fn not_text() -> String {
+    let command = Cli::command();
+    let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+    let set = variables.filter_map(|name| Some((name.to_str()?, env::var_os(name)?)));
+    let wrong = set.into_iter().find(|(_, value)| value.to_str().is_none());
+    match wrong {
+        Some((name, _)) => format!("{name} cannot work: it must be UTF-8"),
+        None => "an argument cannot work: it must be UTF-8".to_owned(),
+    }
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

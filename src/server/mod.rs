@@ -43,6 +43,8 @@ use crate::{
 
 /// How long a store that does not answer is tried at the start.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the store may take to close.
+const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
 /// Why gatekey could not start, in one line.
@@ -92,7 +94,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let store = open_store(config).await?;
+    let store = tokio::select! {
+        store = open_store(config) => store?,
+        // Nothing has been begun.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
     let KeyFiles {
         admin,
@@ -172,7 +179,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cut.cancel();
         ended.await.map_err(io::Error::other)?;
     }
-    store.close().await;
+    // What was cut off may hold on to the store: its statements end with this process.
+    let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");
     Ok(())
 }
@@ -220,6 +228,9 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+        .include_reflection_service(false)
         // So that grpcurl can show an error's details.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
@@ -234,7 +245,9 @@ fn tell_first_steps(made: &[PathBuf], config: &Config, listen: SocketAddr) {
         return;
     }
     let files: Vec<_> = made.iter().map(|path| path.display().to_string()).collect();
-    let token = config.admin_token_file.display();
+    let token = &config.admin_token_file;
+    let token = token.canonicalize().unwrap_or_else(|_| token.clone());
+    let token = token.display();
     println!(
         "Made {}: keep them, and keep them secret.",
         files.join(" and ")
