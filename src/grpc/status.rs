@@ -97,10 +97,10 @@ pub(super) fn completed(foreign: &Status) -> Option<Status> {
             ("MESSAGE_TOO_LARGE", "the message is larger than 64 KiB")
         }
         Code::ResourceExhausted => ("BUSY", "the server is busy"),
-        Code::Unimplemented => (
-            "UNKNOWN_METHOD",
-            "this method or encoding is not known here",
-        ),
+        Code::Unimplemented if foreign.message().contains("compressed") => {
+            ("UNSUPPORTED_ENCODING", "messages must not be compressed")
+        }
+        Code::Unimplemented => ("UNKNOWN_METHOD", "this method is not known here"),
         Code::Cancelled => ("CANCELLED", "the call was cancelled"),
         Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", "the call took too long"),
         Code::InvalidArgument | Code::OutOfRange => ("INVALID_ARGUMENT", "the call is invalid"),

@@ -150,6 +150,13 @@ impl Config {
         if scheme == "sqlite" {
             return self.database_url.clone();
         }
+        // What follows a `?` may be a part of either.
+        if rest
+            .split_once('?')
+            .is_some_and(|(_, query)| query.contains('@'))
+        {
+            return format!("{scheme}://…");
+        }
         // A password may hold anything, an `@` or a `?` among it; without one, what looks like a
         // port may be one.
         let (secret, place) = match rest.rsplit_once('@') {
@@ -273,8 +280,15 @@ fn parse_count(text: &str) -> Result<usize, String> {
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
-    text.parse()
-        .map_err(|_| "must be off, error, warn, info, debug or trace".to_owned())
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "off" => LevelFilter::OFF,
+        "error" => LevelFilter::ERROR,
+        "warn" => LevelFilter::WARN,
+        "info" => LevelFilter::INFO,
+        "debug" => LevelFilter::DEBUG,
+        "trace" => LevelFilter::TRACE,
+        _ => return Err("must be off, error, warn, info, debug or trace".to_owned()),
+    })
 }
 
 #[cfg(test)]

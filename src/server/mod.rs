@@ -247,7 +247,8 @@ fn tell_first_steps(made: &[PathBuf], config: &Config, listen: SocketAddr) {
     let files: Vec<_> = made.iter().map(|path| path.display().to_string()).collect();
     let token = &config.admin_token_file;
     let token = token.canonicalize().unwrap_or_else(|_| token.clone());
-    let token = token.display();
+    // In quotes for the shell, whatever is in the path.
+    let token = format!("'{}'", token.display().to_string().replace('\'', r"'\''"));
     println!(
         "Made {}: keep them, and keep them secret.",
         files.join(" and ")
