@@ -3,7 +3,13 @@
 //! A caller's rights are scopes `<tenant>:<resource>:<action>`. What lies in a tenant in which a
 //! caller has no right at all does not exist for that caller.
 
-use super::scope::{Scope, Scopes};
+use super::{
+    clock::Timestamp,
+    key::Grant,
+    scope::{Scope, Scopes},
+    standing::Standing,
+    token::KeyId,
+};
 
 /// The actor's name in the log when the admin token was used.
 pub const ADMIN: &str = "admin";
@@ -73,6 +79,8 @@ pub struct Caller {
     pub actor: String,
     /// The rights in force.
     pub scopes: Scopes,
+    /// The credential used, if it is a key.
+    pub credential: Option<KeyId>,
     /// The W3C trace id of the call.
     pub trace_id: Option<String>,
 }
@@ -84,8 +92,34 @@ impl Caller {
         Self {
             actor: actor.to_owned(),
             scopes: Scope::parse("*").into_iter().collect(),
+            credential: None,
             trace_id: None,
         }
+    }
+
+    /// The holder of a key of tenant `system`.
+    #[must_use]
+    pub fn holder(key_id: KeyId, standing: &Standing) -> Self {
+        Self {
+            actor: key_id.to_string(),
+            scopes: standing.scope_set(),
+            credential: Some(key_id),
+            trace_id: None,
+        }
+    }
+
+    /// The same caller with the rights of now; `None` when the credential counts no more. Where
+    /// and from where it is used was checked when the call came.
+    #[must_use]
+    pub fn renewed(&self, grant: &Grant, now: Timestamp) -> Option<Self> {
+        let standing = Standing::of(grant);
+        if standing.barred(now).is_some() {
+            return None;
+        }
+        Some(Self {
+            scopes: standing.scope_set(),
+            ..self.clone()
+        })
     }
 
     /// What the caller may do in `tenant`.
@@ -149,6 +183,7 @@ mod tests {
                 .iter()
                 .map(|text| Scope::parse(text).unwrap())
                 .collect(),
+            credential: None,
             trace_id: None,
         }
     }

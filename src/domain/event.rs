@@ -30,6 +30,47 @@ pub struct Change {
     pub trace_id: Option<String>,
 }
 
+/// What a change touches: whatever was known of it before is known no more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Touched {
+    Keys(Vec<KeyId>),
+    /// All keys of an owner.
+    Owner {
+        tenant: String,
+        owner: String,
+    },
+    /// All keys of a tenant.
+    Tenant(String),
+}
+
+impl Change {
+    /// What it touches. A key that was made just now touches nobody but those it replaced.
+    #[must_use]
+    pub fn touched(&self) -> Touched {
+        let listed = |name: &str| {
+            let ids = self.details.get(name).and_then(Value::as_array);
+            ids.into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .filter_map(KeyId::parse)
+        };
+        match self.kind {
+            EventKind::KeyCreated
+            | EventKind::KeyUpdated
+            | EventKind::KeyRotated
+            | EventKind::KeyRevoked => {
+                Touched::Keys(self.key_id.into_iter().chain(listed("replaced")).collect())
+            }
+            EventKind::KeysRevoked => Touched::Keys(listed("key_ids").collect()),
+            EventKind::OwnerPut | EventKind::OwnerDeleted => Touched::Owner {
+                tenant: self.tenant_id.clone(),
+                owner: self.owner_id.clone().unwrap_or_default(),
+            },
+            EventKind::TenantPut => Touched::Tenant(self.tenant_id.clone()),
+        }
+    }
+}
+
 /// What kind of change it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {

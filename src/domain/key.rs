@@ -1,9 +1,8 @@
-//! A key, where it is in its life, and the decision about it.
+//! A key, where it is in its life, and what its secret is checked against.
 //!
-//! [`Grant::decide`] is the heart of Validate: a pure function of the key, its owner, its tenant
-//! and the question. It is asked only once the secret is proven.
+//! The decision about a key is in `standing.rs`.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
 
@@ -113,99 +112,6 @@ pub struct Grant {
     /// The owner's record, if it has one.
     pub owner: Option<Owner>,
     pub tenant: Tenant,
-}
-
-/// What a caller wants to know about a key whose secret is proven.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ask<'a> {
-    /// Scopes that must all be in force; concrete.
-    pub required_scopes: &'a [String],
-    /// Where the key is being used.
-    pub audience: Option<&'a str>,
-    /// The address it was presented from; never an IPv4-mapped one.
-    pub client_ip: Option<IpAddr>,
-}
-
-/// Why a proven key is refused, in the order of the checks.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    Revoked,
-    Expired,
-    Suspended,
-    OwnerSuspended,
-    OwnerNotPermitted,
-    AudienceNotAllowed,
-    IpNotAllowed,
-    /// Which of the required scopes are not in force.
-    InsufficientScope(Vec<String>),
-}
-
-impl Grant {
-    /// The scopes in force: what both the key and its owner grant.
-    #[must_use]
-    pub fn scopes(&self) -> Scopes {
-        match &self.owner {
-            Some(owner) => self.key.scopes.meet(&owner.scopes),
-            None => self.key.scopes.clone(),
-        }
-    }
-
-    /// Whether the key may be used as `ask` says, at `now`.
-    ///
-    /// # Errors
-    /// The first reason why not.
-    pub fn decide(&self, now: Timestamp, ask: &Ask<'_>) -> Result<(), Refusal> {
-        match self.key.state(now) {
-            KeyState::Revoked => return Err(Refusal::Revoked),
-            KeyState::Expired => return Err(Refusal::Expired),
-            KeyState::Suspended => return Err(Refusal::Suspended),
-            KeyState::Active => {}
-        }
-        if self.owner.as_ref().is_some_and(|owner| owner.suspended) {
-            return Err(Refusal::OwnerSuspended);
-        }
-        if self.tenant.admit_owner(self.owner.as_ref()).is_err() {
-            return Err(Refusal::OwnerNotPermitted);
-        }
-        if !self.audience_allowed(ask.audience) {
-            return Err(Refusal::AudienceNotAllowed);
-        }
-        if !self.ip_allowed(ask.client_ip) {
-            return Err(Refusal::IpNotAllowed);
-        }
-        let missing: Vec<_> = ask
-            .required_scopes
-            .iter()
-            .filter(|scope| !self.scope_in_force(scope))
-            .cloned()
-            .collect();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(Refusal::InsufficientScope(missing))
-        }
-    }
-
-    /// Asking both is the same as asking their meet, and makes nothing.
-    fn scope_in_force(&self, required: &str) -> bool {
-        let owner = self.owner.as_ref();
-        self.key.scopes.grants(required) && owner.is_none_or(|owner| owner.scopes.grants(required))
-    }
-
-    fn audience_allowed(&self, audience: Option<&str>) -> bool {
-        let limits = [
-            Some(&self.key.audiences),
-            self.owner.as_ref().map(|owner| &owner.audiences),
-        ];
-        limits.into_iter().flatten().all(|allowed| {
-            allowed.is_empty() || audience.is_some_and(|asked| allowed.iter().any(|a| a == asked))
-        })
-    }
-
-    fn ip_allowed(&self, ip: Option<IpAddr>) -> bool {
-        let allowed = &self.key.allowed_cidrs;
-        allowed.is_empty() || ip.is_some_and(|ip| allowed.iter().any(|net| net.contains(&ip)))
-    }
 }
 
 #[cfg(test)]

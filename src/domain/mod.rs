@@ -12,6 +12,7 @@ pub mod key;
 pub mod owner;
 pub mod page;
 pub mod scope;
+pub mod standing;
 pub mod tenant;
 pub mod token;
 pub mod violation;

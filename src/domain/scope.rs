@@ -47,21 +47,7 @@ impl Scope {
     /// Whether this pattern grants the concrete scope `required`.
     #[must_use]
     pub fn grants(&self, required: &str) -> bool {
-        let mut wanted = required.split(':');
-        let mut granted = self.0.split(':').peekable();
-        while let Some(pattern) = granted.next() {
-            let Some(segment) = wanted.next() else {
-                return false;
-            };
-            if pattern == WILDCARD {
-                if granted.peek().is_none() {
-                    return true;
-                }
-            } else if pattern != segment {
-                return false;
-            }
-        }
-        wanted.next().is_none()
+        grants(&self.0, required)
     }
 
     /// What both patterns grant, which is one pattern at most.
@@ -111,6 +97,26 @@ impl Scope {
     pub fn first_segment(&self) -> &str {
         self.0.split_once(':').map_or(&*self.0, |(first, _)| first)
     }
+}
+
+/// Whether the pattern `pattern`, a scope's text, grants the concrete scope `required`.
+#[must_use]
+pub fn grants(pattern: &str, required: &str) -> bool {
+    let mut wanted = required.split(':');
+    let mut granted = pattern.split(':').peekable();
+    while let Some(pattern) = granted.next() {
+        let Some(segment) = wanted.next() else {
+            return false;
+        };
+        if pattern == WILDCARD {
+            if granted.peek().is_none() {
+                return true;
+            }
+        } else if pattern != segment {
+            return false;
+        }
+    }
+    wanted.next().is_none()
 }
 
 impl fmt::Display for Scope {

@@ -46,6 +46,14 @@ impl KeyId {
         // An id is made of ASCII letters and digits: it is always UTF-8.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
+
+    /// Eight of its random bytes, for whoever needs a hash of it.
+    #[must_use]
+    pub fn low_bits(&self) -> u64 {
+        self.0[..8]
+            .iter()
+            .fold(0, |bits, byte| bits << 8 | u64::from(*byte))
+    }
 }
 
 impl fmt::Display for KeyId {

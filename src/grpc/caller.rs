@@ -3,24 +3,51 @@
 //! A credential is the admin token or a key of tenant `system`, checked on the same path as any
 //! other key. What the caller may do in which tenant is the rooms' to check.
 
-use tonic::{Request, metadata::MetadataMap};
+use std::net::IpAddr;
+
+use tonic::{Request, Status, metadata::MetadataMap};
 
 use super::{Doors, status::Unknown, trace::trace_id};
 use crate::{
     domain::{
-        caller::{ADMIN, Action, Caller},
+        caller::{ADMIN, Action, Caller, Right},
         credential::Credential,
-        key::Ask,
+        standing::Ask,
         tenant::SYSTEM,
     },
     service::{
         refused::Refused,
-        validator::{Decision, Question},
+        validator::{Decision, Known, Question},
     },
 };
 
 /// The audience that a key of tenant `system` is used for here.
 const AUDIENCE: &str = "gatekey";
+/// The right to validate the keys of a tenant whose name nobody knows: of every tenant.
+const VALIDATE_ANYWHERE: &str = "?:keys:validate";
+
+/// Who asks about a key, known just well enough to answer.
+pub(super) enum Asker {
+    /// One who may validate the keys of every tenant.
+    OfAll,
+    /// One who may validate those of some.
+    OfSome(Caller),
+}
+
+impl Asker {
+    /// What the asker may do in this tenant.
+    pub(super) fn right(&self, tenant: &str) -> Right {
+        match self {
+            Self::OfAll => Right::Granted,
+            Self::OfSome(caller) => caller.right(tenant, Action::KeysValidate),
+        }
+    }
+}
+
+enum Credentials {
+    Admin,
+    Key(Known),
+}
 
 impl Doors {
     /// Who calls: one who holds the right to `action` in some tenant.
@@ -31,42 +58,67 @@ impl Doors {
         &self,
         request: &Request<T>,
         action: Action,
-    ) -> Result<Caller, tonic::Status> {
-        let bearer = bearer(request.metadata()).ok_or(Unknown::NoCredential)?;
-        let trace_id = trace_id(request.metadata().as_ref());
-        let caller = if self.admin.is(bearer) {
-            Caller::admin(ADMIN)
-        } else {
-            self.holder(bearer, request).await?
+    ) -> Result<Caller, Status> {
+        let peer = request.remote_addr().map(|peer| peer.ip());
+        let caller = match self.authenticate(request.metadata(), peer).await? {
+            Credentials::Admin => Caller::admin(ADMIN),
+            Credentials::Key(key) => Caller::holder(key.key_id, key.standing()),
         };
         if !caller.may_somewhere(action) {
             return Err(Refused::Forbidden(action).into());
         }
-        Ok(Caller { trace_id, ..caller })
+        Ok(Caller {
+            trace_id: trace_id(request.metadata().as_ref()),
+            ..caller
+        })
     }
 
-    /// The holder of a key of tenant `system`.
-    async fn holder<T: Sync>(
+    /// Who asks about a key.
+    ///
+    /// # Errors
+    /// As [`Doors::identify`].
+    pub(super) async fn identify_asker(
         &self,
-        bearer: &str,
-        request: &Request<T>,
-    ) -> Result<Caller, tonic::Status> {
+        metadata: &MetadataMap,
+        peer: IpAddr,
+    ) -> Result<Asker, Status> {
+        if !self.validate_auth {
+            return Ok(Asker::OfAll);
+        }
+        let caller = match self.authenticate(metadata, Some(peer)).await? {
+            Credentials::Admin => return Ok(Asker::OfAll),
+            Credentials::Key(key) if key.standing().grants(VALIDATE_ANYWHERE) => {
+                return Ok(Asker::OfAll);
+            }
+            Credentials::Key(key) => Caller::holder(key.key_id, key.standing()),
+        };
+        if !caller.may_somewhere(Action::KeysValidate) {
+            return Err(Refused::Forbidden(Action::KeysValidate).into());
+        }
+        Ok(Asker::OfSome(caller))
+    }
+
+    async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Credentials, Status> {
+        let bearer = bearer(metadata).ok_or(Unknown::NoCredential)?;
+        if self.admin.is(bearer) {
+            return Ok(Credentials::Admin);
+        }
         let credential = Credential::key(bearer.to_owned());
         let question = Question {
             credential: &credential,
             in_view: &|tenant| tenant == SYSTEM,
             ask: Ask {
                 audience: Some(AUDIENCE),
-                client_ip: request.remote_addr().map(|peer| peer.ip().to_canonical()),
+                client_ip: peer.map(|peer| peer.to_canonical()),
                 ..Ask::default()
             },
         };
         match self.validator.validate(&question).await? {
-            Decision::Allowed(grant) => Ok(Caller {
-                actor: grant.key.key_id.to_string(),
-                scopes: grant.scopes(),
-                trace_id: None,
-            }),
+            Decision::Allowed(key) => Ok(Credentials::Key(key)),
             Decision::Malformed | Decision::NotFound | Decision::Refused(..) => {
                 Err(Unknown::BadCredential.into())
             }

@@ -37,13 +37,19 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        Decoder(PhantomData)
+        Decoder::default()
     }
 }
 
 /// Reads `U`.
 #[derive(Clone, Debug)]
 pub struct Decoder<U>(PhantomData<U>);
+
+impl<U> Default for Decoder<U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
 
 impl<U: Message + Default> codec::Decoder for Decoder<U> {
     type Item = U;

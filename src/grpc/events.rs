@@ -15,8 +15,11 @@ use super::{
     status,
 };
 use crate::{
-    domain::{caller::Action, event::EventKind},
-    service::refused::in_view,
+    domain::{
+        caller::{Action, TenantSet},
+        event::EventKind,
+    },
+    service::{log::Watch, refused::in_view},
     store::EventQuery,
 };
 
@@ -32,8 +35,9 @@ impl EventService for Doors {
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
         let key = (!request.key_id.is_empty()).then(|| fields.key_id("key_id", &request.key_id));
         let actor = fields.line("actor", request.actor, 0..=255);
+        let of = in_view(&caller, tenant, Action::EventsRead);
         let query = EventQuery {
-            tenants: in_view(&caller, tenant, Action::EventsRead)?,
+            tenants: of.as_ref().cloned().unwrap_or(TenantSet::These(Vec::new())),
             key_id: key.flatten(),
             owner_id: fields.optional_owner_id("owner_id", request.owner_id),
             actor: (!actor.is_empty()).then_some(actor),
@@ -43,6 +47,7 @@ impl EventService for Doors {
         };
         let page = fields.page(&query, request.page_size, &request.page_token);
         fields.check()?;
+        of?;
         let found = self.log.list(&query, &page.and_one()).await?;
         let (events, next_page_token) = convert::list(
             &query,
@@ -72,8 +77,12 @@ impl EventService for Doors {
             fields.note("revision", "must be 0 (from the beginning) or more");
         }
         fields.check()?;
-        let of = in_view(&caller, tenant, Action::EventsRead)?;
-        let events = self.log.follow(of, request.revision, self.stop.clone());
+        let watch = Watch {
+            caller,
+            tenant,
+            from: request.revision,
+        };
+        let events = self.log.follow(watch, self.stop.clone())?;
         let events = ReceiverStream::new(events).map(|event| {
             let event = Some(convert::event(event?));
             Ok(WatchEventsResponse { event })

@@ -3,11 +3,14 @@
 //! Every handler reads alike: who calls, what is asked (all violations at once), one call to a
 //! room, the reply. Status codes are chosen in `status.rs` alone.
 
+pub mod answer;
 mod caller;
 pub mod codec;
 mod complete;
 mod convert;
+mod ending;
 mod events;
+mod front;
 mod keys;
 mod owners;
 mod parse;
@@ -17,7 +20,7 @@ mod tenants;
 pub mod trace;
 mod validate;
 
-pub use complete::complete;
+pub use front::{Front, House};
 
 use std::sync::Arc;
 
@@ -46,7 +49,7 @@ const MESSAGE_MAX: usize = 64 * 1024;
 
 /// What stands behind the doors.
 pub struct Doors {
-    pub validator: Arc<Validator>,
+    pub validator: Validator,
     pub keyring: Keyring,
     pub log: Log,
     pub clock: Arc<dyn Clock>,
@@ -58,24 +61,19 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// The routes of all four services.
-    #[must_use]
-    pub fn routes(self) -> Routes {
+    /// The routes of all four services, beside `others`.
+    fn routes(doors: &Arc<Self>, others: Routes) -> Routes {
         use proto::{
-            event_service_server::EventServiceServer, key_service_server::KeyServiceServer,
-            owner_service_server::OwnerServiceServer, tenant_service_server::TenantServiceServer,
+            event_service_server::EventServiceServer as Events,
+            key_service_server::KeyServiceServer as Keys,
+            owner_service_server::OwnerServiceServer as Owners,
+            tenant_service_server::TenantServiceServer as Tenants,
         };
-        let doors = Arc::new(self);
-        Routes::new(
-            KeyServiceServer::from_arc(Arc::clone(&doors)).max_decoding_message_size(MESSAGE_MAX),
-        )
-        .add_service(
-            OwnerServiceServer::from_arc(Arc::clone(&doors)).max_decoding_message_size(MESSAGE_MAX),
-        )
-        .add_service(
-            TenantServiceServer::from_arc(Arc::clone(&doors))
-                .max_decoding_message_size(MESSAGE_MAX),
-        )
-        .add_service(EventServiceServer::from_arc(doors).max_decoding_message_size(MESSAGE_MAX))
+        let doors = || Arc::clone(doors);
+        others
+            .add_service(Keys::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))
+            .add_service(Owners::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))
+            .add_service(Tenants::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))
+            .add_service(Events::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))
     }
 }

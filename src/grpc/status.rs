@@ -90,28 +90,34 @@ pub(super) fn completed(foreign: &Status) -> Option<Status> {
     } else {
         foreign.code()
     };
-    let reason = match code {
+    // Words of our own: tonic's may repeat what the call sent.
+    let (reason, message) = match code {
         Code::Ok => return None,
-        Code::ResourceExhausted if too_large => "MESSAGE_TOO_LARGE",
-        Code::ResourceExhausted => "BUSY",
-        Code::Unimplemented => "UNKNOWN_METHOD",
-        Code::Cancelled => "CANCELLED",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::InvalidArgument | Code::OutOfRange => "INVALID_ARGUMENT",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::Internal => "INTERNAL",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unknown => "UNKNOWN",
+        Code::ResourceExhausted if too_large => {
+            ("MESSAGE_TOO_LARGE", "the message is larger than 64 KiB")
+        }
+        Code::ResourceExhausted => ("BUSY", "the server is busy"),
+        Code::Unimplemented if foreign.message().contains("compressed") => {
+            ("UNSUPPORTED_ENCODING", "messages must not be compressed")
+        }
+        Code::Unimplemented => ("UNKNOWN_METHOD", "this method is not known here"),
+        Code::Cancelled => ("CANCELLED", "the call was cancelled"),
+        Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", "the call took too long"),
+        Code::InvalidArgument | Code::OutOfRange => ("INVALID_ARGUMENT", "the call is invalid"),
+        Code::Unauthenticated => ("UNAUTHENTICATED", "the caller is not known"),
+        Code::PermissionDenied => ("PERMISSION_DENIED", "the caller may not do this"),
+        Code::NotFound => ("NOT_FOUND", "there is no such thing"),
+        Code::AlreadyExists => ("ALREADY_EXISTS", "there is such a thing already"),
+        Code::FailedPrecondition => ("FAILED_PRECONDITION", "this cannot be done now"),
+        Code::Aborted => ("ABORTED", "the call was aborted"),
+        Code::Unavailable => ("UNAVAILABLE", "the server cannot answer now"),
+        Code::Internal => ("INTERNAL", "the call cannot be read, or the server failed"),
+        Code::DataLoss => ("DATA_LOSS", "the server failed"),
+        Code::Unknown => ("UNKNOWN", "the call failed"),
     };
     let passing = matches!(code, Code::ResourceExhausted | Code::Unavailable);
     let complete = if passing { retry_later } else { status };
-    Some(complete(code, reason, foreign.message()))
+    Some(complete(code, reason, message))
 }
 
 impl From<Invalid> for Status {
@@ -152,6 +158,11 @@ impl From<Undecided> for Status {
         match undecided {
             Undecided::Store(error) => error.into(),
             Undecided::Busy(busy) => busy.into(),
+            Undecided::Overloaded => retry_later(
+                Code::ResourceExhausted,
+                "LOADS_BUSY",
+                &undecided.to_string(),
+            ),
         }
     }
 }
@@ -188,6 +199,7 @@ impl From<Refused> for Status {
             Refused::KeyRotated(successor) => {
                 return of_key(Code::FailedPrecondition, "KEY_ROTATED", successor, message);
             }
+            Refused::CallerGone => (Code::Unauthenticated, "CREDENTIAL_INVALID"),
             Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
             Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
             Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),

@@ -4,10 +4,11 @@
 //! with one line that names the variable, the value and what would be right.
 
 use std::{
-    fmt,
+    env, fmt,
     net::{SocketAddr, ToSocketAddrs as _},
     path::PathBuf,
     process::ExitCode,
+    thread,
     time::Duration,
 };
 
@@ -86,6 +87,14 @@ pub struct Config {
     )]
     pub pepper_file: PathBuf,
 
+    /// How many keys are held in memory
+    #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
+    pub cache_keys: usize,
+
+    /// Serving threads [default: one a core]
+    #[arg(long, env = "GATEKEY_WORKERS", value_name = "THREADS", value_parser = parse_count, global = true)]
+    pub workers: Option<usize>,
+
     /// Whether Validate needs a credential; `none` lets anyone who reaches the port call it
     #[arg(
         long,
@@ -125,16 +134,46 @@ pub enum ValidateAuth {
 }
 
 impl Config {
+    /// How many serving threads there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(cores)
+    }
+
     /// The database URL without what may be secret in it.
     #[must_use]
     pub fn shown_database_url(&self) -> String {
-        let url = self.database_url.split('?').next().unwrap_or_default();
-        match url.split_once("://") {
-            Some((scheme, rest)) => {
-                let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
-                format!("{scheme}://{place}")
-            }
-            None => "…".to_owned(),
+        let Some((scheme, rest)) = self.database_url.split_once(':') else {
+            return "…".to_owned();
+        };
+        if scheme == "sqlite" {
+            return self.database_url.clone();
+        }
+        // What follows a `?` may be a part of either.
+        if rest
+            .split_once('?')
+            .is_some_and(|(_, query)| query.contains('@'))
+        {
+            return format!("{scheme}://…");
+        }
+        // A password may hold anything, an `@` or a `?` among it; without one, what looks like a
+        // port may be one.
+        let (secret, place) = match rest.rsplit_once('@') {
+            Some((_, place)) => (false, place),
+            None => (true, rest.trim_start_matches('/')),
+        };
+        let place = place.split('?').next().unwrap_or_default();
+        let port = place
+            .split('/')
+            .next()
+            .and_then(|host| host.rsplit_once(':'));
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/[]".contains(c);
+        let numeric = port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+        if place.chars().all(plain) && (!secret || numeric) {
+            format!("{scheme}://{place}")
+        } else {
+            format!("{scheme}://…")
         }
     }
 }
@@ -146,6 +185,8 @@ impl fmt::Debug for Config {
             .field("database_url", &self.shown_database_url())
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
+            .field("cache_keys", &self.cache_keys)
+            .field("workers", &self.workers)
             .field("validate_auth", &self.validate_auth)
             .field("drain", &self.drain)
             .field("log", &self.log)
@@ -176,6 +217,9 @@ fn explain(error: &clap::Error) -> ExitCode {
 
 /// The one line about a setting's value that cannot work.
 fn bad_setting(error: &clap::Error) -> Option<String> {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        return Some(not_text());
+    }
     if !matches!(
         error.kind(),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue
@@ -205,6 +249,18 @@ fn bad_setting(error: &clap::Error) -> Option<String> {
     Some(format!("{variable}={value} cannot work: {right}"))
 }
 
+/// The one line about an argument or a variable that is no text.
+fn not_text() -> String {
+    let command = Cli::command();
+    let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+    let set = variables.filter_map(|name| Some((name.to_str()?, env::var_os(name)?)));
+    let wrong = set.into_iter().find(|(_, value)| value.to_str().is_none());
+    match wrong {
+        Some((name, _)) => format!("{name} cannot work: it must be UTF-8"),
+        None => "an argument cannot work: it must be UTF-8".to_owned(),
+    }
+}
+
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let resolved = text
         .to_socket_addrs()
@@ -218,9 +274,21 @@ fn parse_span(text: &str) -> Result<Duration, String> {
         .map_err(|_| "must be a duration with its unit, such as 500ms, 10s or 15m".to_owned())
 }
 
+fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "must be a number of 1 or more".to_owned())
+}
+
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
-    text.parse()
-        .map_err(|_| "must be off, error, warn, info, debug or trace".to_owned())
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "off" => LevelFilter::OFF,
+        "error" => LevelFilter::ERROR,
+        "warn" => LevelFilter::WARN,
+        "info" => LevelFilter::INFO,
+        "debug" => LevelFilter::DEBUG,
+        "trace" => LevelFilter::TRACE,
+        _ => return Err("must be off, error, warn, info, debug or trace".to_owned()),
+    })
 }
 
 #[cfg(test)]

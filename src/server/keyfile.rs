@@ -93,10 +93,14 @@ fn setting(variable: &'static str, path: &Path, why: String) -> StartError {
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
+    // What a broken start left behind has whatever mode it has.
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut file = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&part)?;
     file.write_all(text.as_bytes())?;

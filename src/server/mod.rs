@@ -6,6 +6,7 @@ pub mod config;
 pub mod health;
 mod keyfile;
 mod telemetry;
+mod workers;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,21 +17,21 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tower::util::MapResponseLayer;
+use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::{
     config::{Config, ValidateAuth},
     keyfile::KeyFiles,
     telemetry::{Telemetry, TelemetryError},
+    workers::Workers,
 };
 use crate::{
     domain::clock::SystemClock,
-    grpc::{self, DESCRIPTORS, Doors, READINESS, trace::TraceLayer},
+    grpc::{DESCRIPTORS, Doors, House, READINESS, trace::TraceLayer},
     service::{
+        cache::Cache,
         keyring::Keyring,
         log::Log,
         repepper::{self, PepperMismatch, Repepper},
@@ -42,12 +43,9 @@ use crate::{
 
 /// How long a store that does not answer is tried at the start.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the store may take to close.
+const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
-/// A peer that does not answer a ping for this long is gone.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most that a call's headers may have, in bytes.
-const HEADERS_MAX: u32 = 16 * 1024;
 
 /// Why gatekey could not start, in one line.
 #[derive(Debug, Error)]
@@ -62,8 +60,6 @@ pub enum StartError {
     Telemetry(#[from] TelemetryError),
     #[error("the store failed during the start: {0}")]
     Store(#[from] StoreError),
-    #[error("the server failed: {0}")]
-    Transport(#[from] tonic::transport::Error),
     #[error("the process cannot be set up: {0}")]
     Process(#[from] io::Error),
     #[error("the server is not ready: {0}")]
@@ -98,7 +94,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let store = open_store(config).await?;
+    let store = tokio::select! {
+        store = open_store(config) => store?,
+        // Nothing has been begun.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
     let KeyFiles {
         admin,
@@ -119,17 +120,21 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
+    let cache = Arc::new(match engine {
+        Engine::Sqlite => Cache::new(config.cache_keys),
+        Engine::Postgres => Cache::off(),
+    });
     let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
-    let keyring = Keyring::new(Arc::clone(&store), Arc::clone(&secrets), clock.clone());
-    let stop = CancellationToken::new();
+    let keyring = Keyring::new(
+        Arc::clone(&store),
+        Arc::clone(&secrets),
+        Arc::clone(&cache),
+        clock.clone(),
+    );
+    let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
-        validator: Arc::new(Validator::new(
-            Arc::clone(&store),
-            secrets,
-            clock.clone(),
-            repepper,
-        )),
-        log: Log::new(Arc::clone(&store), keyring.changed()),
+        validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
+        log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
         clock,
         admin,
@@ -142,22 +147,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
     let readiness = tokio::spawn(health::follow(Arc::clone(&store), reporter.clone()));
-    let routes = doors.routes().add_service(health);
-    let server = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(PING_EVERY))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .http2_max_header_list_size(HEADERS_MAX)
-        .layer(TraceLayer::new(telemetry.traces()))
-        .layer(MapResponseLayer::new(grpc::complete))
-        .add_routes(routes)
+    let others = Routes::new(health)
         .add_service(reflection().build_v1().map_err(reflection_error)?)
-        .add_service(reflection().build_v1alpha().map_err(reflection_error)?)
-        .serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
-            stop.clone().cancelled_owned(),
-        );
-    let server = tokio::spawn(server);
+        .add_service(reflection().build_v1alpha().map_err(reflection_error)?);
+    let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
+    let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
     info!(
         listen = %listen,
         store = config.shown_database_url(),
@@ -167,6 +161,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     tell_first_steps(&made, config, listen);
 
     let asked = tokio::select! {
+        () = workers.accept(&listener, &stop) => "none",
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
@@ -176,13 +171,16 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     reporter
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
+    drop(listener);
     stop.cancel();
-    if let Ok(ended) = time::timeout(config.drain, server).await {
-        ended.map_err(io::Error::other)??;
-    } else {
+    let mut ended = tokio::task::spawn_blocking(|| workers.join());
+    if time::timeout(config.drain, &mut ended).await.is_err() {
         warn!("calls were cut off that did not finish in time");
+        cut.cancel();
+        ended.await.map_err(io::Error::other)?;
     }
-    store.close().await;
+    // What was cut off may hold on to the store: its statements end with this process.
+    let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");
     Ok(())
 }
@@ -230,6 +228,9 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+        .include_reflection_service(false)
         // So that grpcurl can show an error's details.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
@@ -244,7 +245,10 @@ fn tell_first_steps(made: &[PathBuf], config: &Config, listen: SocketAddr) {
         return;
     }
     let files: Vec<_> = made.iter().map(|path| path.display().to_string()).collect();
-    let token = config.admin_token_file.display();
+    let token = &config.admin_token_file;
+    let token = token.canonicalize().unwrap_or_else(|_| token.clone());
+    // In quotes for the shell, whatever is in the path.
+    let token = format!("'{}'", token.display().to_string().replace('\'', r"'\''"));
     println!(
         "Made {}: keep them, and keep them secret.",
         files.join(" and ")

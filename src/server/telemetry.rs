@@ -131,6 +131,8 @@ where
     // sqlx's at trace, may show headers and parameters, and these hold keys.
     let filter = Targets::new()
         .with_target("gatekey", log)
+        // It warns of an unknown parameter of a database URL by repeating what it read.
+        .with_target("sqlx_postgres::options", LevelFilter::OFF)
         .with_default(log.min(LevelFilter::WARN))
         // Spans are for traces; a log line stands alone.
         .and(filter_fn(|it: &Metadata<'_>| it.is_event()).with_max_level_hint(log));

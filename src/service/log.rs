@@ -11,8 +11,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::refused::{Refused, in_view};
 use crate::{
-    domain::{caller::TenantSet, event::Event, page::Page},
+    domain::{
+        caller::{Action, Caller},
+        clock::Clock,
+        event::Event,
+        page::Page,
+    },
     store::{EventQuery, Store, StoreError},
 };
 
@@ -26,14 +32,23 @@ const AHEAD: usize = 64;
 /// Reads the log.
 pub struct Log {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     changed: watch::Receiver<i64>,
 }
 
 impl Log {
     /// The log in `store`; `changed` tells of this process's own changes.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, changed: watch::Receiver<i64>) -> Self {
-        Self { store, changed }
+    pub fn new(
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        changed: watch::Receiver<i64>,
+    ) -> Self {
+        Self {
+            store,
+            clock,
+            changed,
+        }
     }
 
     /// Events, newest first.
@@ -44,34 +59,46 @@ impl Log {
         self.store.list_events(query, page).await
     }
 
-    /// Sends the events of these tenants from `revision` on, oldest first, as they come, until
-    /// the receiver is dropped or `stop` is cancelled. Ends after an error, which it sends.
-    #[must_use]
+    /// Sends events, oldest first, as they come, until the receiver is dropped or `stop` is
+    /// cancelled. Ends after an error, which it sends: also when the caller loses the right.
+    ///
+    /// # Errors
+    /// When the caller may not read these events.
     pub fn follow(
         &self,
-        of: TenantSet,
-        revision: i64,
+        watch: Watch,
         stop: CancellationToken,
-    ) -> mpsc::Receiver<Result<Event, StoreError>> {
+    ) -> Result<mpsc::Receiver<Result<Event, Refused>>, Refused> {
+        in_view(&watch.caller, watch.tenant.clone(), Action::EventsRead)?;
         let (sender, receiver) = mpsc::channel(AHEAD);
         let follower = Follower {
             store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
             changed: self.changed.clone(),
-            of,
-            next: revision,
+            watch,
             sender,
         };
         tokio::spawn(async move { stop.run_until_cancelled(follower.run()).await });
-        receiver
+        Ok(receiver)
     }
+}
+
+/// Who wants to know of which events.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    pub caller: Caller,
+    /// `None`: every tenant whose events the caller may read.
+    pub tenant: Option<String>,
+    /// The first revision wanted.
+    pub from: i64,
 }
 
 struct Follower {
     store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     changed: watch::Receiver<i64>,
-    of: TenantSet,
-    next: i64,
-    sender: mpsc::Sender<Result<Event, StoreError>>,
+    watch: Watch,
+    sender: mpsc::Sender<Result<Event, Refused>>,
 }
 
 impl Follower {
@@ -79,8 +106,13 @@ impl Follower {
         while !self.sender.is_closed() {
             // Seen before looking, so that a change during the look is looked for again.
             self.changed.mark_unchanged();
-            if self.send_new().await.is_err() {
-                return;
+            match self.send_new().await {
+                Ok(()) => {}
+                Err(refused) => {
+                    // Gone already: nobody is to be told.
+                    let _ = self.sender.send(Err(refused)).await;
+                    return;
+                }
             }
             tokio::select! {
                 _ = self.changed.changed() => {}
@@ -90,23 +122,42 @@ impl Follower {
         }
     }
 
-    /// Sends what is new. `Err`: the subscriber is gone, or was told of an error.
-    async fn send_new(&mut self) -> Result<(), ()> {
-        loop {
-            let events = match self.store.follow_events(&self.of, self.next, BATCH).await {
-                Ok(events) => events,
-                Err(error) => {
-                    let _ = self.sender.send(Err(error)).await;
-                    return Err(());
-                }
-            };
-            if events.is_empty() {
-                return Ok(());
+    /// Sends what is new to the caller as of now.
+    async fn send_new(&mut self) -> Result<(), Refused> {
+        let head = self.store.head().await?;
+        while self.watch.from <= head {
+            let caller = self.watch.caller.clone();
+            let of = in_view(&caller, self.watch.tenant.clone(), Action::EventsRead)?;
+            let events = self
+                .store
+                .follow_events(&of, self.watch.from, BATCH)
+                .await?;
+            // The caller as of after the events: none is told that came after the right was lost.
+            self.watch.caller = self.caller_now().await?;
+            if self.watch.caller != caller {
+                continue;
             }
+            let Some(last) = events.last() else {
+                self.watch.from = head + 1;
+                return Ok(());
+            };
+            self.watch.from = last.revision + 1;
             for event in events {
-                self.next = event.revision + 1;
-                self.sender.send(Ok(event)).await.map_err(drop)?;
+                if self.sender.send(Ok(event)).await.is_err() {
+                    return Ok(());
+                }
             }
         }
+        Ok(())
+    }
+
+    async fn caller_now(&self) -> Result<Caller, Refused> {
+        let caller = &self.watch.caller;
+        let Some(id) = caller.credential else {
+            return Ok(caller.clone());
+        };
+        let found = self.store.load(id).await?.found;
+        let renewed = found.and_then(|(grant, _)| caller.renewed(&grant, self.clock.now()));
+        renewed.ok_or(Refused::CallerGone)
     }
 }

@@ -1,8 +1,11 @@
 //! The rooms: what gatekey does.
 //!
 //! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`repepper`] moves
-//! keys to the current pepper. They share the store and the domain, and do not know each other.
+//! keys to the current pepper. They share the store, the [`cache`] and the domain, and do not know
+//! each other.
 
+pub mod cache;
+pub mod gate;
 pub mod keyring;
 pub mod log;
 pub mod refused;

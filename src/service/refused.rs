@@ -23,6 +23,8 @@ pub enum Refused {
     NoTenant,
     #[error("the caller may not do {} in this tenant", .0.name())]
     Forbidden(Action),
+    #[error("the caller's credential was revoked, or lost its rights, while the call was waiting")]
+    CallerGone,
     #[error("the caller cannot grant what it does not hold")]
     NotHeld,
     /// An earlier CreateKey with this `request_id` made that key.

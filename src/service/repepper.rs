@@ -4,7 +4,7 @@
 //! What cannot be taken now is dropped: the key's next use hands it over again. [`check`] tells,
 //! before anything is served, whether the peppers are the right ones.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -13,21 +13,28 @@ use tracing::{info, warn};
 use super::secret::{Peppers, Secrets};
 use crate::{
     domain::{key::Mac, token::KeyId},
-    store::{Store, StoreError},
+    store::{PepperCheck, Store, StoreError},
 };
 
 /// How many keys may wait to be moved.
 const WAITING_MAX: usize = 1024;
 
 /// Why these peppers must not be used with this store.
-#[derive(Debug, Error)]
-pub enum PepperMismatch {
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Unfit {
     #[error("the pepper {0} is not the one that the store knows by that id")]
     Wrong(String),
     #[error(
         "it has none of the peppers that the store's keys were made under ({0}): restore it, or, if they are lost, run `gatekey migrate --forget-peppers`, after which those keys are checked by argon2 until each has been used once"
     )]
     Lost(String),
+}
+
+/// Why the peppers could not be admitted.
+#[derive(Debug, Error)]
+pub enum PepperMismatch {
+    #[error(transparent)]
+    Unfit(Unfit),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -37,25 +44,43 @@ pub enum PepperMismatch {
 /// # Errors
 /// See [`PepperMismatch`]. Without any pepper nothing is checked.
 pub async fn check(store: &dyn Store, peppers: &Peppers) -> Result<(), PepperMismatch> {
-    let known = store.pepper_checks().await?;
-    let mut unknown = Vec::new();
-    for (id, check) in peppers.checks() {
-        match known.iter().find(|(known, _)| known == id) {
-            Some((_, expected)) if *expected == check => {}
-            Some(_) => return Err(PepperMismatch::Wrong(id.to_owned())),
-            None => unknown.push((id, check)),
-        }
-    }
-    if !known.is_empty() && !unknown.is_empty() && unknown.len() == peppers.checks().count() {
-        return Err(PepperMismatch::Lost(ids(&known)));
-    }
-    for (id, check) in unknown {
-        store.insert_pepper_check(id, &check).await?;
-    }
-    Ok(())
+    let ours: Vec<_> = peppers
+        .checks()
+        .map(|(id, check)| (id.to_owned(), check.to_vec()))
+        .collect();
+    let judged = Mutex::new(Ok(()));
+    store
+        .record_pepper_checks(&|known| {
+            let missing = unrecorded(known, &ours);
+            let mut judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
+            *judged = missing.as_ref().map(drop).map_err(Clone::clone);
+            missing.unwrap_or_default()
+        })
+        .await?;
+    judged
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_err(PepperMismatch::Unfit)
 }
 
-fn ids(known: &[(String, Vec<u8>)]) -> String {
+/// Which of our peppers the store does not know yet.
+fn unrecorded(known: &[PepperCheck], ours: &[PepperCheck]) -> Result<Vec<PepperCheck>, Unfit> {
+    let of = |id: &str| known.iter().find(|(known, _)| known == id);
+    if let Some((id, _)) = ours
+        .iter()
+        .find(|(id, check)| of(id).is_some_and(|(_, known)| known != check))
+    {
+        return Err(Unfit::Wrong(id.clone()));
+    }
+    let (recorded, missing): (Vec<_>, Vec<_>) =
+        ours.iter().cloned().partition(|(id, _)| of(id).is_some());
+    if !known.is_empty() && !ours.is_empty() && recorded.is_empty() {
+        return Err(Unfit::Lost(ids(known)));
+    }
+    Ok(missing)
+}
+
+fn ids(known: &[PepperCheck]) -> String {
     known
         .iter()
         .map(|(id, _)| &**id)

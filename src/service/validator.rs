@@ -1,13 +1,17 @@
 //! A presented key → a decision.
 //!
-//! A refusal is a value; an error means that nothing could be decided. Nothing on this way
-//! writes, and nothing is logged a call.
+//! From memory where it can: no store, no argon2, no other thread. On a miss, one load a key
+//! whoever waits, on the runtime of what is slow. A refusal is a value; an error means that
+//! nothing could be decided. Nothing on this way writes, and nothing is logged a call.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use thiserror::Error;
+use tokio::{runtime::Handle, time};
 
 use super::{
+    cache::{Cache, Entry, Look, Place},
+    gate::Gate,
     repepper::Repepper,
     secret::{Busy, Proof, Secrets},
 };
@@ -15,11 +19,19 @@ use crate::{
     domain::{
         clock::Clock,
         credential::Credential,
-        key::{Ask, Grant, Refusal},
-        token::Presented,
+        key::Key,
+        standing::{Ask, Refusal, Standing},
+        token::{KeyId, Presented},
     },
-    store::{Store, StoreError},
+    store::{Loaded, Store, StoreError},
 };
+
+/// How many keys are loaded at once: a flood of unknown ones must not take the store from others.
+const LOADS: usize = 64;
+/// How many more may wait for that.
+const LOADS_WAITING: usize = 4096;
+/// How long a load may take.
+const LOAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why nothing could be decided.
 #[derive(Debug, Error)]
@@ -28,6 +40,8 @@ pub enum Undecided {
     Store(#[from] StoreError),
     #[error(transparent)]
     Busy(#[from] Busy),
+    #[error("too many keys are being loaded at once")]
+    Overloaded,
 }
 
 /// What is to be known about a presented credential.
@@ -40,86 +54,195 @@ pub struct Question<'a> {
 }
 
 /// What is known about a presented credential.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Decision {
     /// It is not shaped like a key, or its checksum is wrong.
     Malformed,
     /// An unknown id, a wrong secret or a key out of view: one answer, for the same work.
     NotFound,
     /// The secret is right, and still the key is refused.
-    Refused(Box<Grant>, Refusal),
+    Refused(Known, Refusal),
     /// The key may be used as asked.
-    Allowed(Box<Grant>),
+    Allowed(Known),
+}
+
+/// A key whose secret is proven.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub key_id: KeyId,
+    entry: Arc<Entry>,
+}
+
+impl Known {
+    /// What the key may do.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.entry.standing
+    }
+}
+
+/// What a load found, and whether the secret is checked already.
+enum Found {
+    Proven(Arc<Entry>),
+    Wrong,
+    /// `None`: no such key.
+    Unproven(Option<Arc<Entry>>),
 }
 
 /// Decides about presented keys.
 pub struct Validator {
     store: Arc<dyn Store>,
     secrets: Arc<Secrets>,
+    cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
     repepper: Repepper,
+    loads: Gate,
+    /// Where what is slow runs.
+    runtime: Handle,
 }
 
 impl Validator {
-    /// A validator of the keys in `store`.
+    /// A validator of the keys in `store`, which loads them on the current runtime.
+    ///
+    /// # Panics
+    /// Outside a runtime.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         secrets: Arc<Secrets>,
+        cache: Arc<Cache>,
         clock: Arc<dyn Clock>,
         repepper: Repepper,
     ) -> Self {
         Self {
             store,
             secrets,
+            cache,
             clock,
             repepper,
+            loads: Gate::new(LOADS, LOADS_WAITING),
+            runtime: Handle::current(),
         }
     }
 
     /// Decides whether a credential may be used as asked.
     ///
     /// # Errors
-    /// When it could not decide: the store does not answer, or too much is being hashed.
+    /// When it could not decide: the store does not answer, or too much is asked of it.
     pub async fn validate(&self, question: &Question<'_>) -> Result<Decision, Undecided> {
         let Some(presented) = question.credential.presented() else {
             return Ok(Decision::Malformed);
         };
-        let Some(grant) = self.prove(presented).await? else {
+        let Some(entry) = self.prove(presented).await? else {
             return Ok(Decision::NotFound);
         };
-        let named = question.credential.username().is_none_or(|name| {
-            grant
-                .tenant
-                .basic_usernames
-                .iter()
-                .any(|listed| listed == name)
-        });
-        if !named || !(question.in_view)(&grant.key.tenant_id) {
+        let standing = &entry.standing;
+        let named = question
+            .credential
+            .username()
+            .is_none_or(|name| standing.knows_username(name));
+        if !named || !(question.in_view)(standing.tenant_id()) {
             return Ok(Decision::NotFound);
         }
-        Ok(match grant.decide(self.clock.now(), &question.ask) {
-            Ok(()) => Decision::Allowed(grant),
-            Err(refusal) => Decision::Refused(grant, refusal),
+        let decided = standing.decide(self.clock.now(), &question.ask);
+        let known = Known {
+            key_id: presented.id(),
+            entry,
+        };
+        Ok(match decided {
+            Ok(()) => Decision::Allowed(known),
+            Err(refusal) => Decision::Refused(known, refusal),
         })
     }
 
-    /// The key that was presented, once its secret is proven, be it revoked or expired.
-    /// `None`: there is no such key, or the secret is wrong; both take the same work.
+    /// The whole key that was presented, as the store has it now, once its secret is proven.
     ///
     /// # Errors
-    /// When the store does not answer, or too much is being hashed.
-    pub async fn prove(&self, presented: Presented<'_>) -> Result<Option<Box<Grant>>, Undecided> {
-        let found = self.store.load(presented.id()).await?.found;
-        let verifier = found.as_ref().map(|(_, verifier)| verifier);
-        match (self.secrets.prove(presented, verifier).await?, found) {
-            (Proof::Proven { fresh_mac }, Some((grant, _))) => {
-                if let Some(mac) = fresh_mac {
-                    self.repepper.move_key(presented.id(), mac);
-                }
-                Ok(Some(Box::new(grant)))
+    /// When the store does not answer, or too much is asked of it.
+    pub async fn lookup(&self, presented: Presented<'_>) -> Result<Option<Key>, Undecided> {
+        if self.prove(presented).await?.is_none() {
+            return Ok(None);
+        }
+        let loaded = self.load(presented.id()).await?;
+        Ok(loaded.found.map(|(grant, _)| grant.key))
+    }
+
+    /// What is known of a presented key, once its secret is proven. `None`: there is no such key,
+    /// or the secret is wrong; both take the same work.
+    async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
+        let id = presented.id();
+        let mac = self.secrets.memory_mac(presented);
+        let entry = match self.cache.get(id) {
+            Some(entry) => Some(entry),
+            None => match self.cache.look(id).await {
+                Look::Hit(entry) => Some(entry),
+                Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
+                    Found::Proven(entry) => return Ok(Some(entry)),
+                    Found::Wrong => return Ok(None),
+                    Found::Unproven(entry) => entry,
+                },
+            },
+        };
+        let expected = entry.as_ref().map(|entry| &entry.mac);
+        let right = self.secrets.recognize(presented, &mac, expected).await?;
+        Ok(entry.filter(|_| right))
+    }
+
+    async fn load_entry(
+        &self,
+        presented: Presented<'_>,
+        mac: [u8; 32],
+        place: Option<Place<'_>>,
+    ) -> Result<Found, Undecided> {
+        let id = presented.id();
+        let Loaded { head, found } = self.load(id).await?;
+        let Some((grant, verifier)) = found else {
+            return Ok(Found::Unproven(None));
+        };
+        let standing = Standing::of(&grant);
+        // What was proven stays proven: secrets never change.
+        let stale = place.as_ref().and_then(|place| place.stale.as_ref());
+        let proven = stale.map(|stale| stale.mac);
+        if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or(proven) {
+            let (entry, keep) = self.cache.entry(id, standing, expected, head);
+            if let Some(place) = place.filter(|_| keep) {
+                place.fill(Arc::clone(&entry));
             }
-            _ => Ok(None),
+            return Ok(Found::Unproven(Some(entry)));
+        }
+        // Nobody should wait here for the argon2 of a secret that may be wrong.
+        drop(place);
+        match self.secrets.prove(presented, &verifier).await? {
+            Proof::Wrong => Ok(Found::Wrong),
+            Proof::Proven { fresh_mac } => {
+                if let Some(mac) = fresh_mac {
+                    self.repepper.move_key(id, mac);
+                }
+                let (entry, keep) = self.cache.entry(id, standing, mac, head);
+                if keep {
+                    self.cache.insert(id, Arc::clone(&entry));
+                }
+                Ok(Found::Proven(entry))
+            }
+        }
+    }
+
+    /// Reads a key from the store, where what is slow runs, and even if the caller goes away.
+    async fn load(&self, id: KeyId) -> Result<Loaded, Undecided> {
+        let inside = self
+            .loads
+            .enter()
+            .await
+            .map_err(|_| Undecided::Overloaded)?;
+        let store = Arc::clone(&self.store);
+        let load = self.runtime.spawn(async move {
+            let _inside = inside;
+            time::timeout(LOAD_PATIENCE, store.load(id)).await
+        });
+        match load.await {
+            Ok(Ok(loaded)) => Ok(loaded?),
+            Ok(Err(late)) => Err(StoreError::Unavailable(late.into()).into()),
+            Err(stopped) => Err(StoreError::Unavailable(stopped.into()).into()),
         }
     }
 }

@@ -97,6 +97,12 @@ pub struct EventQuery {
     pub before: Option<Timestamp>,
 }
 
+/// A pepper's id, and what it makes of the known text.
+pub type PepperCheck = (String, Vec<u8>);
+
+/// Chooses which check values to record, from those that are recorded.
+pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
+
 /// A database that holds keys, owners, tenants and the log.
 ///
 /// Absent is `None`, not an error. Every method fails with [`StoreError`] alone.
@@ -147,10 +153,11 @@ pub trait Store: Send + Sync + 'static {
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError>;
 
     /// What each pepper ever used makes of the known text.
-    async fn pepper_checks(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+    async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError>;
 
-    /// Records a pepper's check value, unless it has one.
-    async fn insert_pepper_check(&self, pepper: &str, check: &[u8]) -> Result<(), StoreError>;
+    /// Reads the peppers' check values and records those that `choose` names, alone while it
+    /// does: of replicas that start together, each sees what the one before it has recorded.
+    async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError>;
 
     /// Forgets all peppers' check values, so that a new pepper can be used when all are lost.
     async fn forget_pepper_checks(&self) -> Result<(), StoreError>;

@@ -21,7 +21,7 @@ use crate::{
         tenant::{OnLimit, Tenant},
         token::KeyId,
     },
-    store::{EventQuery, KeyQuery, Loaded, Mutation, Store, StoreError, text},
+    store::{Choose, EventQuery, KeyQuery, Loaded, Mutation, PepperCheck, Store, StoreError, text},
 };
 
 #[path = "row.rs"]
@@ -196,20 +196,22 @@ impl Store for SqlStore {
         }))
     }
 
-    async fn pepper_checks(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-        let rows = query(text::PEPPER_CHECKS).fetch_all(&self.reader).await?;
-        collect(&rows, |row| {
-            Ok((row.try_get("pepper_id")?, row.try_get("check_value")?))
-        })
+    async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
+        pepper_checks(&self.reader).await
     }
 
-    async fn insert_pepper_check(&self, pepper: &str, check: &[u8]) -> Result<(), StoreError> {
-        query(text::INSERT_PEPPER_CHECK)
-            .bind(pepper)
-            .bind(check)
-            .execute(&self.writer)
-            .await?;
-        Ok(())
+    async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
+        let mut transaction = self.writer.begin_with(BEGIN).await?;
+        query(text::LOCK).execute(&mut *transaction).await?;
+        let known = pepper_checks(&mut *transaction).await?;
+        for (pepper, check) in choose(&known) {
+            query(text::INSERT_PEPPER_CHECK)
+                .bind(pepper)
+                .bind(check)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction.commit().await?)
     }
 
     async fn forget_pepper_checks(&self) -> Result<(), StoreError> {
@@ -434,6 +436,15 @@ impl Mutation for SqlMutation {
             .await?;
         Ok(self.transaction.commit().await?)
     }
+}
+
+async fn pepper_checks(
+    on: impl sqlx::Executor<'_, Database = Db>,
+) -> Result<Vec<PepperCheck>, StoreError> {
+    let rows = query(text::PEPPER_CHECKS).fetch_all(on).await?;
+    collect(&rows, |row| {
+        Ok((row.try_get("pepper_id")?, row.try_get("check_value")?))
+    })
 }
 
 async fn find_owner(

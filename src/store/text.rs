@@ -61,6 +61,8 @@ macro_rules! statements {
 
 statements! {
     HEAD = "SELECT revision FROM log_head";
+    // Waits for the mutation before, and changes nothing.
+    LOCK = "UPDATE log_head SET revision = revision";
     NEXT_REVISION = "UPDATE log_head SET revision = revision + 1 RETURNING revision";
     LOAD = concat!(
         "SELECT h.revision AS head, k.secret_phc, k.secret_mac, k.mac_pepper, ",
@@ -94,7 +96,7 @@ statements! {
     NAMES_PEPPER = "SELECT EXISTS (SELECT 1 FROM keys WHERE mac_pepper = $1) AS named";
     PEPPER_CHECKS = "SELECT pepper_id, check_value FROM peppers";
     INSERT_PEPPER_CHECK =
-        "INSERT INTO peppers (pepper_id, check_value) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        "INSERT INTO peppers (pepper_id, check_value) VALUES ($1, $2)";
     FORGET_PEPPER_CHECKS = "DELETE FROM peppers";
     FIND_OWNER = concat!(
         "SELECT ", owner_columns!(), " FROM owners o WHERE o.tenant_id = $1 AND o.owner_id = $2"

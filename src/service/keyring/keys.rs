@@ -97,7 +97,11 @@ impl Keyring {
         admit_grant(caller, &new.tenant_id, &new.scopes)?;
         let minted = self.mint(&new.tenant_id).await?;
 
-        let mut mutation = self.store.begin().await?;
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
+        // Once more: argon2 took its time.
+        authorize(caller, &new.tenant_id, Action::KeysCreate)?;
+        admit_grant(caller, &new.tenant_id, &new.scopes)?;
         if let Some(request_id) = &new.request_id
             && let Some(first) = mutation.find_request(&new.tenant_id, request_id).await?
         {
@@ -158,7 +162,8 @@ impl Keyring {
             .await?;
         let minted = self.mint(&old.tenant_id).await?;
 
-        let mut mutation = self.store.begin().await?;
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         let now = self.clock.now();
         let mut old = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysRotate).await?;
         admit_grant(caller, &old.tenant_id, &old.scopes)?;
@@ -216,7 +221,8 @@ impl Keyring {
         id: KeyId,
         patch: KeyPatch,
     ) -> Result<Key, Refused> {
-        let mut mutation = self.store.begin().await?;
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         let mut key = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysUpdate).await?;
         if key.revoked.is_some() {
             return Err(Refused::KeyRevoked);
@@ -251,8 +257,9 @@ impl Keyring {
         id: KeyId,
         reason: String,
     ) -> Result<Key, Refused> {
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
-        let mut mutation = self.store.begin().await?;
         let mut key =
             key_in_view(&mut *mutation, caller, Some(tenant), id, Action::KeysRevoke).await?;
         if key.revoked.is_some() {
@@ -288,8 +295,9 @@ impl Keyring {
         reason: String,
         dry_run: bool,
     ) -> Result<Revoked, Refused> {
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
-        let mut mutation = self.store.begin().await?;
         tenant_in(&mut *mutation, tenant).await?;
         let now = self.clock.now();
         let keys = mutation.list_living(tenant, owner.as_deref(), now).await?;

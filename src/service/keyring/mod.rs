@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::{
+    cache::Cache,
     refused::{Refused, authorize},
     secret::Secrets,
 };
@@ -23,7 +24,7 @@ use crate::{
         caller::{Action, Caller},
         clock::{Clock, Timestamp},
         event::{Change, Details, EventKind},
-        key::Key,
+        key::{Grant, Key},
         scope::Scopes,
         tenant::{SYSTEM, Tenant},
         token::KeyId,
@@ -38,6 +39,7 @@ pub struct Keyring {
     store: Arc<dyn Store>,
     secrets: Arc<Secrets>,
     clock: Arc<dyn Clock>,
+    cache: Arc<Cache>,
     /// The revision of the last change made here: wakes those who follow the log.
     changed: watch::Sender<i64>,
 }
@@ -45,9 +47,15 @@ pub struct Keyring {
 impl Keyring {
     /// The keyring of the keys in `store`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, secrets: Arc<Secrets>, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        secrets: Arc<Secrets>,
+        cache: Arc<Cache>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         Self {
             store,
+            cache,
             secrets,
             clock,
             changed: watch::Sender::new(0),
@@ -60,7 +68,25 @@ impl Keyring {
         self.changed.subscribe()
     }
 
-    /// Ends a mutation: writes its event, tells the log's followers, and logs it.
+    /// Begins a mutation by a caller, who may have lost rights since the call came: returns the
+    /// caller as of now.
+    async fn begin(&self, caller: &Caller) -> Result<(Box<dyn Mutation>, Caller), Refused> {
+        let mut mutation = self.store.begin().await?;
+        let Some(id) = caller.credential else {
+            return Ok((mutation, caller.clone()));
+        };
+        let key = mutation.find_key(id).await?.ok_or(Refused::CallerGone)?;
+        let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
+        let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
+        let grant = Grant { key, owner, tenant };
+        let caller = caller
+            .renewed(&grant, self.clock.now())
+            .ok_or(Refused::CallerGone)?;
+        Ok((mutation, caller))
+    }
+
+    /// Ends a mutation: writes its event, makes what it touched in memory count no more, tells the
+    /// log's followers, and logs it.
     async fn commit(&self, mutation: Box<dyn Mutation>, change: Change) -> Result<(), Refused> {
         let revision = mutation.revision();
         let told = (
@@ -69,8 +95,9 @@ impl Keyring {
             change.key_id,
             change.tenant_id.clone(),
         );
-        let owner = change.owner_id.clone();
+        let (owner, touched) = (change.owner_id.clone(), change.touched());
         mutation.commit(change).await?;
+        self.cache.apply(revision, &touched);
         // Changes may end out of order here; followers are only woken by it.
         self.changed.send_replace(revision);
         let (actor, kind, key_id, tenant_id) = told;

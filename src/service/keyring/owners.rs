@@ -20,9 +20,10 @@ impl Keyring {
     /// # Errors
     /// Those of every call.
     pub async fn put_owner(&self, caller: &Caller, mut owner: Owner) -> Result<Owner, Refused> {
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         authorize(caller, &owner.tenant_id, Action::OwnersWrite)?;
         admit_grant(caller, &owner.tenant_id, &owner.scopes)?;
-        let mut mutation = self.store.begin().await?;
         tenant_in(&mut *mutation, &owner.tenant_id).await?;
         owner.revision = mutation.revision();
         mutation.put_owner(&owner).await?;
@@ -55,11 +56,12 @@ impl Keyring {
         tenant: &str,
         owner: &str,
     ) -> Result<Owner, Refused> {
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         authorize(caller, tenant, Action::OwnersWrite)?;
         if tenant == SYSTEM {
             admit_grant(caller, tenant, &Caller::admin(ADMIN).scopes)?;
         }
-        let mut mutation = self.store.begin().await?;
         let mut owner = mutation
             .find_owner(tenant, owner)
             .await?

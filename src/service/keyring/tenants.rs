@@ -24,9 +24,10 @@ impl Keyring {
     /// Those of every call. The rules of tenant `system` bound who may do what to gatekey, so
     /// that only one who holds everything may change them.
     pub async fn put_tenant(&self, caller: &Caller, mut tenant: Tenant) -> Result<Tenant, Refused> {
+        let (mut mutation, caller) = self.begin(caller).await?;
+        let caller = &caller;
         authorize(caller, &tenant.tenant_id, Action::TenantsWrite)?;
         admit_grant(caller, &tenant.tenant_id, &Caller::admin(ADMIN).scopes)?;
-        let mut mutation = self.store.begin().await?;
         tenant.revision = mutation.revision();
         mutation.put_tenant(&tenant).await?;
 

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
 };
@@ -15,10 +15,11 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use rand::RngExt as _;
 use subtle::ConstantTimeEq as _;
-use tokio::{sync::Semaphore, task};
+use tokio::task;
 use zeroize::Zeroizing;
 
 use super::Busy;
+use crate::service::gate::Gate;
 
 /// OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -36,9 +37,7 @@ const LANES_MAX: u32 = 4;
 const WAITING_EACH: usize = 128;
 
 pub(super) struct Argon {
-    running: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    waiting_max: usize,
+    gate: Gate,
     done: Arc<AtomicU64>,
     /// Memory that is not in use; never more than may run at once.
     memory: Arc<Mutex<Vec<Vec<Block>>>>,
@@ -48,9 +47,7 @@ impl Argon {
     pub(super) fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
-            running: Arc::new(Semaphore::new(cores)),
-            waiting: AtomicUsize::new(0),
-            waiting_max: cores * WAITING_EACH,
+            gate: Gate::new(cores, cores * WAITING_EACH),
             done: Arc::default(),
             memory: Arc::default(),
         }
@@ -93,16 +90,11 @@ impl Argon {
         &self,
         work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Busy> {
-        let place = Place::take(&self.waiting, self.waiting_max)?;
-        let running = Arc::clone(&self.running)
-            .acquire_owned()
-            .await
-            .map_err(|_| Busy)?;
-        drop(place);
+        let inside = self.gate.enter().await.map_err(|_| Busy)?;
         let (idle, done) = (Arc::clone(&self.memory), Arc::clone(&self.done));
         let work = task::spawn_blocking(move || {
-            // The permit goes with the work, which nobody can interrupt.
-            let _running = running;
+            // It goes with the work, which nobody can interrupt.
+            let _inside = inside;
             let mut memory = lock(&idle).pop().unwrap_or_default();
             let result = work(&mut memory);
             done.fetch_add(1, Ordering::Relaxed);
@@ -118,26 +110,6 @@ impl Argon {
 pub(super) fn unmatched() -> String {
     let (salt, hash) = ("A".repeat(22), "A".repeat(43));
     format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${salt}${hash}")
-}
-
-/// A place among those that wait.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize, max: usize) -> Result<Self, Busy> {
-        let place = Self(waiting);
-        if waiting.fetch_add(1, Ordering::Relaxed) < max {
-            Ok(place)
-        } else {
-            Err(Busy)
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 fn matches(phc: &str, text: &str, memory: &mut Vec<Block>) -> Option<bool> {

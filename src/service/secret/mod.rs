@@ -89,34 +89,62 @@ impl Secrets {
         })
     }
 
-    /// Checks a presented key. Without a verifier (an unknown id) it does the same work as with
-    /// one that does not fit.
+    /// Checks a presented key against what the store holds of it: by its MAC where that was made
+    /// under a known pepper, by argon2 where not.
     ///
     /// # Errors
     /// [`Busy`] when argon2 is needed and too many are waiting for it already.
     pub async fn prove(
         &self,
         presented: Presented<'_>,
-        verifier: Option<&Verifier>,
+        verifier: &Verifier,
     ) -> Result<Proof, Busy> {
         let whole = presented.expose();
-        let mac = match verifier {
-            Some(verifier) => verifier
-                .mac
-                .as_ref()
-                .map(|mac| (&*mac.pepper_id, &mac.value)),
-            // No text has this MAC but by a chance of 2^-256.
-            None => self.peppers.current().map(|current| (current, &[0; 32])),
-        };
-        if let Some((pepper, expected)) = mac
-            && let Some(value) = self.mac(pepper, whole)
+        if let Some(stored) = &verifier.mac
+            && let Some(value) = self.mac(&stored.pepper_id, whole)
         {
-            let right = bool::from(value.ct_eq(expected)) && verifier.is_some();
-            return Ok(self.proof(right, pepper, whole));
+            let right = value.ct_eq(&stored.value).into();
+            return Ok(self.proof(right, &stored.pepper_id, whole));
         }
-        let phc = verifier.map_or_else(argon::unmatched, |verifier| verifier.phc.clone());
-        let right = self.argon.verify(whole, phc).await? && verifier.is_some();
+        let right = self.argon.verify(whole, verifier.phc.clone()).await?;
         Ok(self.proof(right, "", whole))
+    }
+
+    /// What a key in memory is checked by: its MAC under the current pepper or, without one, under
+    /// a key that is random to this process.
+    #[must_use]
+    pub fn memory_mac(&self, presented: Presented<'_>) -> [u8; 32] {
+        self.macs.fetch_add(1, Ordering::Relaxed);
+        self.peppers.memory_mac(presented.expose())
+    }
+
+    /// The memory MAC of a key that nobody presented yet, if its verifier has it.
+    #[must_use]
+    pub fn stored_memory_mac(&self, verifier: &Verifier) -> Option<[u8; 32]> {
+        let mac = verifier.mac.as_ref()?;
+        (self.peppers.current() == Some(&*mac.pepper_id)).then_some(mac.value)
+    }
+
+    /// Whether a presented key, whose memory MAC is `mac`, is the expected one. A wrong one takes
+    /// the same work as one that nothing is known of (`None`).
+    ///
+    /// # Errors
+    /// [`Busy`] when that work is argon2 and too many are waiting for it already.
+    pub async fn recognize(
+        &self,
+        presented: Presented<'_>,
+        mac: &[u8; 32],
+        expected: Option<&[u8; 32]>,
+    ) -> Result<bool, Busy> {
+        // No text has this MAC but by a chance of 2^-256.
+        let compared = mac.ct_eq(expected.unwrap_or(&[0; 32]));
+        let right = bool::from(compared) && expected.is_some();
+        if !right && self.peppers.current().is_none() {
+            self.argon
+                .verify(presented.expose(), argon::unmatched())
+                .await?;
+        }
+        Ok(right)
     }
 
     fn proof(&self, right: bool, pepper: &str, whole: &str) -> Proof {
@@ -168,48 +196,19 @@ mod tests {
     const NEW: &str = "new:bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmU=";
 
     #[tokio::test]
-    async fn with_a_pepper_a_key_is_proven_by_one_mac_and_a_wrong_one_costs_the_same() {
-        let secrets = Secrets::new(peppers(OLD));
-        let (plaintext, verifier) = minted(&secrets).await;
-        let (other, _) = minted(&secrets).await;
-        let mut before = secrets.work();
-        let questions = [
-            (&plaintext, Some(&verifier), true),
-            (&other, Some(&verifier), false),
-            (&plaintext, None, false),
-        ];
-        for (asked, verifier, right) in questions {
-            let proof = secrets.prove(presented(asked), verifier).await.unwrap();
-            assert_eq!(proof != Proof::Wrong, right);
-            let work = secrets.work();
-            assert_eq!(
-                (work.macs - before.macs, work.argon2 - before.argon2),
-                (1, 0)
-            );
-            before = work;
-        }
-    }
-
-    #[tokio::test]
-    async fn without_a_pepper_each_answer_costs_one_argon2() {
-        let secrets = Secrets::new(Peppers::none());
-        let (plaintext, verifier) = minted(&secrets).await;
-        let (other, _) = minted(&secrets).await;
-        let mut before = secrets.work();
-        let questions = [
-            (&plaintext, Some(&verifier), true),
-            (&other, Some(&verifier), false),
-            (&plaintext, None, false),
-        ];
-        for (asked, verifier, right) in questions {
-            let proof = secrets.prove(presented(asked), verifier).await.unwrap();
-            assert_eq!(proof != Proof::Wrong, right);
-            let work = secrets.work();
-            assert_eq!(
-                (work.macs - before.macs, work.argon2 - before.argon2),
-                (0, 1)
-            );
-            before = work;
+    async fn a_key_is_proven_by_one_mac_with_a_pepper_and_by_one_argon2_without() {
+        for (peppers, expected) in [(peppers(OLD), (1, 0)), (Peppers::none(), (0, 1))] {
+            let secrets = Secrets::new(peppers);
+            let (plaintext, verifier) = minted(&secrets).await;
+            let (other, _) = minted(&secrets).await;
+            for (asked, right) in [(&plaintext, true), (&other, false)] {
+                let before = secrets.work();
+                let proof = secrets.prove(presented(asked), &verifier).await.unwrap();
+                assert_eq!(proof != Proof::Wrong, right);
+                let work = secrets.work();
+                let work = (work.macs - before.macs, work.argon2 - before.argon2);
+                assert_eq!(work, expected);
+            }
         }
     }
 
@@ -219,7 +218,7 @@ mod tests {
         for (lines, argon2) in [(format!("{NEW}\n{OLD}"), 0), (NEW.to_owned(), 1)] {
             let secrets = Secrets::new(peppers(&lines));
             let proof = secrets
-                .prove(presented(&plaintext), Some(&verifier))
+                .prove(presented(&plaintext), &verifier)
                 .await
                 .unwrap();
             assert_eq!(secrets.work().argon2, argon2);
@@ -234,10 +233,7 @@ mod tests {
                 mac: Some(mac),
                 ..verifier.clone()
             };
-            let again = secrets
-                .prove(presented(&plaintext), Some(&moved))
-                .await
-                .unwrap();
+            let again = secrets.prove(presented(&plaintext), &moved).await.unwrap();
             assert!(again == Proof::Proven { fresh_mac: None });
         }
     }
@@ -248,7 +244,7 @@ mod tests {
         let (plaintext, mut verifier) = minted(&secrets).await;
         verifier.phc = verifier.phc.replace("m=19456", "m=4194304");
         let proof = secrets
-            .prove(presented(&plaintext), Some(&verifier))
+            .prove(presented(&plaintext), &verifier)
             .await
             .unwrap();
         assert!(proof == Proof::Wrong);

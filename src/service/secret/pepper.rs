@@ -31,13 +31,17 @@ struct Pepper {
 }
 
 /// The peppers in use; the first one is current. `Debug` tells their ids alone.
-pub struct Peppers(Vec<Pepper>);
+pub struct Peppers {
+    listed: Vec<Pepper>,
+    /// Stands for the current pepper in memory where there is none.
+    of_process: Zeroizing<[u8; 32]>,
+}
 
 impl Peppers {
     /// None at all: secrets are checked by argon2 alone.
     #[must_use]
     pub fn none() -> Self {
-        Self(Vec::new())
+        Self::new(Vec::new())
     }
 
     /// Reads a pepper file: `id:base64 of 32 bytes` a line, empty lines aside.
@@ -59,7 +63,7 @@ impl Peppers {
         if peppers.is_empty() {
             return Err(PepperError::Empty);
         }
-        Ok(Self(peppers))
+        Ok(Self::new(peppers))
     }
 
     /// A pepper file with one new pepper, whose id no other has but by chance.
@@ -74,20 +78,34 @@ impl Peppers {
     /// The id of the current pepper.
     #[must_use]
     pub fn current(&self) -> Option<&str> {
-        self.0.first().map(|pepper| &*pepper.id)
+        self.listed.first().map(|pepper| &*pepper.id)
     }
 
     /// Each pepper's id, and what it makes of the known text.
     pub fn checks(&self) -> impl Iterator<Item = (&str, [u8; 32])> {
-        self.0
+        self.listed
             .iter()
             .map(|pepper| (&*pepper.id, keyed(pepper, CHECK)))
+    }
+
+    /// The MAC of a whole key under the current pepper or, without one, under the process's key.
+    pub(super) fn memory_mac(&self, whole: &str) -> [u8; 32] {
+        let key = self
+            .listed
+            .first()
+            .map_or(&self.of_process, |current| &current.key);
+        *blake3::keyed_hash(key, whole.as_bytes()).as_bytes()
+    }
+
+    fn new(listed: Vec<Pepper>) -> Self {
+        let of_process = Zeroizing::new(rand::rng().random());
+        Self { listed, of_process }
     }
 
     /// The MAC of a whole key under a pepper, if that is known: keyed BLAKE3.
     #[must_use]
     pub fn mac(&self, id: &str, whole: &str) -> Option<[u8; 32]> {
-        let pepper = self.0.iter().find(|pepper| pepper.id == id)?;
+        let pepper = self.listed.iter().find(|pepper| pepper.id == id)?;
         Some(keyed(pepper, whole))
     }
 }
@@ -95,7 +113,7 @@ impl Peppers {
 impl fmt::Debug for Peppers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set()
-            .entries(self.0.iter().map(|pepper| &pepper.id))
+            .entries(self.listed.iter().map(|pepper| &pepper.id))
             .finish()
     }
 }

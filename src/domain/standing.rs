@@ -1,0 +1,263 @@
+//! All that a decision about a key needs, in little memory.
+//!
+//! [`Standing::decide`] is the heart of Validate: a pure function of the key, its owner, its
+//! tenant and the question. It is asked only once the secret is proven. A standing is made of a
+//! [`Grant`] once, and then asked a great many times.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+
+use super::{
+    clock::Timestamp,
+    key::Grant,
+    scope::{self, Scope, Scopes},
+};
+
+/// A key's standing: what bars it, what it grants, how it is limited.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// `tenant_id`, `owner_id` and the scopes in force, one after the other; scopes are apart by
+    /// a space, which no scope has.
+    text: Box<str>,
+    owner_at: u32,
+    scopes_at: u32,
+    expires_at: Option<Timestamp>,
+    bar: Option<Bar>,
+    limits: Option<Box<Limits>>,
+}
+
+/// What bars a key whatever is asked, in the order of the checks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Bar {
+    Revoked,
+    Suspended,
+    OwnerSuspended,
+    OwnerNotPermitted,
+}
+
+/// What few keys have.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Limits {
+    key_audiences: Vec<String>,
+    owner_audiences: Vec<String>,
+    allowed_cidrs: Vec<IpNet>,
+    basic_usernames: Vec<String>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// What a caller wants to know about a key whose secret is proven.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// Scopes that must all be in force; concrete.
+    pub required_scopes: &'a [String],
+    /// Where the key is being used.
+    pub audience: Option<&'a str>,
+    /// The address it was presented from; never an IPv4-mapped one.
+    pub client_ip: Option<IpAddr>,
+}
+
+/// Why a proven key is refused, in the order of the checks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    Revoked,
+    Expired,
+    Suspended,
+    OwnerSuspended,
+    OwnerNotPermitted,
+    AudienceNotAllowed,
+    IpNotAllowed,
+    /// Which of the required scopes are not in force.
+    InsufficientScope(Vec<String>),
+}
+
+impl Standing {
+    /// The standing of a key with all that bounds it.
+    #[must_use]
+    pub fn of(grant: &Grant) -> Self {
+        let (key, owner) = (&grant.key, grant.owner.as_ref());
+        let scopes = match owner {
+            Some(owner) => key.scopes.meet(&owner.scopes),
+            None => key.scopes.clone(),
+        };
+        let mut text = String::with_capacity(key.tenant_id.len() + key.owner_id.len());
+        text.push_str(&key.tenant_id);
+        let owner_at = text.len();
+        text.push_str(&key.owner_id);
+        let scopes_at = text.len();
+        for (place, scope) in scopes.iter().enumerate() {
+            if place > 0 {
+                text.push(' ');
+            }
+            text.push_str(scope.as_str());
+        }
+        let limits = Limits {
+            key_audiences: key.audiences.clone(),
+            owner_audiences: owner
+                .map(|owner| owner.audiences.clone())
+                .unwrap_or_default(),
+            allowed_cidrs: key.allowed_cidrs.clone(),
+            basic_usernames: grant.tenant.basic_usernames.clone(),
+            metadata: key.metadata.clone(),
+        };
+        Self {
+            text: text.into(),
+            owner_at: length(owner_at),
+            scopes_at: length(scopes_at),
+            expires_at: key.expires_at,
+            bar: Bar::of(grant),
+            limits: (limits != Limits::default()).then(|| Box::new(limits)),
+        }
+    }
+
+    /// The tenant that the key is of.
+    #[must_use]
+    pub fn tenant_id(&self) -> &str {
+        &self.text[..self.owner_at as usize]
+    }
+
+    /// The owner that the key belongs to.
+    #[must_use]
+    pub fn owner_id(&self) -> &str {
+        &self.text[self.owner_at as usize..self.scopes_at as usize]
+    }
+
+    /// The scopes in force: what both the key and its owner grant.
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.text[self.scopes_at as usize..]
+            .split(' ')
+            .filter(|scope| !scope.is_empty())
+    }
+
+    /// The scopes in force, as a set.
+    #[must_use]
+    pub fn scope_set(&self) -> Scopes {
+        self.scopes().filter_map(Scope::parse).collect()
+    }
+
+    /// At this instant the key is expired.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.expires_at
+    }
+
+    /// The key's metadata.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        let limits = self.limits.iter();
+        limits
+            .flat_map(|limits| &limits.metadata)
+            .map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Whether the tenant lets HTTP Basic credentials carry this user name.
+    #[must_use]
+    pub fn knows_username(&self, username: &str) -> bool {
+        let limits = self.limits.as_ref();
+        limits.is_some_and(|limits| limits.basic_usernames.iter().any(|name| name == username))
+    }
+
+    /// Whether the concrete scope `required` is in force.
+    #[must_use]
+    pub fn grants(&self, required: &str) -> bool {
+        self.scopes()
+            .any(|pattern| scope::grants(pattern, required))
+    }
+
+    /// About how many bytes of memory it takes beside itself.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let texts = |texts: &Vec<String>| texts.iter().map(|text| text.len() + 32).sum::<usize>();
+        let limits = self.limits.as_ref().map_or(0, |limits| {
+            size_of::<Limits>()
+                + texts(&limits.key_audiences)
+                + texts(&limits.owner_audiences)
+                + texts(&limits.basic_usernames)
+                + limits.allowed_cidrs.len() * size_of::<IpNet>()
+                + self
+                    .metadata()
+                    .map(|(name, value)| name.len() + value.len() + 64)
+                    .sum::<usize>()
+        });
+        self.text.len() + limits
+    }
+
+    /// Why the key cannot be used at `now`, whatever is asked. At `expires_at` it is expired.
+    #[must_use]
+    pub fn barred(&self, now: Timestamp) -> Option<Refusal> {
+        let expired = self.expires_at.is_some_and(|at| at <= now);
+        match self.bar {
+            Some(Bar::Revoked) => Some(Refusal::Revoked),
+            _ if expired => Some(Refusal::Expired),
+            Some(Bar::Suspended) => Some(Refusal::Suspended),
+            Some(Bar::OwnerSuspended) => Some(Refusal::OwnerSuspended),
+            Some(Bar::OwnerNotPermitted) => Some(Refusal::OwnerNotPermitted),
+            None => None,
+        }
+    }
+
+    /// Whether the key may be used as `ask` says, at `now`.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn decide(&self, now: Timestamp, ask: &Ask<'_>) -> Result<(), Refusal> {
+        if let Some(refusal) = self.barred(now) {
+            return Err(refusal);
+        }
+        if let Some(limits) = &self.limits {
+            limits.admit(ask)?;
+        }
+        if ask
+            .required_scopes
+            .iter()
+            .all(|required| self.grants(required))
+        {
+            return Ok(());
+        }
+        let missing = ask
+            .required_scopes
+            .iter()
+            .filter(|required| !self.grants(required));
+        Err(Refusal::InsufficientScope(missing.cloned().collect()))
+    }
+}
+
+impl Bar {
+    fn of(grant: &Grant) -> Option<Self> {
+        let owner = grant.owner.as_ref();
+        if grant.key.revoked.is_some() {
+            Some(Self::Revoked)
+        } else if grant.key.suspended {
+            Some(Self::Suspended)
+        } else if owner.is_some_and(|owner| owner.suspended) {
+            Some(Self::OwnerSuspended)
+        } else if grant.tenant.admit_owner(owner).is_err() {
+            Some(Self::OwnerNotPermitted)
+        } else {
+            None
+        }
+    }
+}
+
+impl Limits {
+    fn admit(&self, ask: &Ask<'_>) -> Result<(), Refusal> {
+        let within = |allowed: &Vec<String>| {
+            let asked = |audience| allowed.iter().any(|allowed| allowed == audience);
+            allowed.is_empty() || ask.audience.is_some_and(asked)
+        };
+        if !within(&self.key_audiences) || !within(&self.owner_audiences) {
+            return Err(Refusal::AudienceNotAllowed);
+        }
+        let nets = &self.allowed_cidrs;
+        let inside = |ip: IpAddr| nets.iter().any(|net| net.contains(&ip));
+        if nets.is_empty() || ask.client_ip.is_some_and(inside) {
+            Ok(())
+        } else {
+            Err(Refusal::IpNotAllowed)
+        }
+    }
+}
+
+/// Names and scopes of one key come in one message of at most 64 KiB.
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,65 @@
+//! Streams that would never end by themselves end when the server stops.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http_body::{Body, Frame};
+use pin_project_lite::pin_project;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::codegen::http::HeaderMap;
+
+use super::status;
+
+pin_project! {
+    /// A body that is its inner one until `stop`, and then ends with UNAVAILABLE, once all that the
+    /// inner one had ready has been sent.
+    pub(super) struct Ending<B> {
+        #[pin]
+        inner: B,
+        #[pin]
+        stop: WaitForCancellationFutureOwned,
+        ended: bool,
+    }
+}
+
+impl<B> Ending<B> {
+    pub(super) fn new(inner: B, stop: WaitForCancellationFutureOwned) -> Self {
+        Self {
+            inner,
+            stop,
+            ended: false,
+        }
+    }
+}
+
+impl<B: Body> Body for Ending<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        if *this.ended {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = this.inner.poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        if this.stop.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        *this.ended = true;
+        let mut trailers = HeaderMap::new();
+        // It fails only for a message that is no header, and ours is.
+        let _ = status::stopping().add_header(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.inner.is_end_stream()
+    }
+}
