@@ -32,7 +32,8 @@ const UNKNOWN_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// The longest overlap of a rotation: 30 days.
 const OVERLAP_MAX: std::time::Duration = std::time::Duration::from_hours(30 * 24);
 
-/// Every replica asks the store: what is committed is in force.
+/// What is committed counts in this process's memory at once, and where there may be other
+/// processes nothing is kept in memory.
 pub(super) const ENFORCED: Enforcement = Enforcement::Enforced;
 
 #[tonic::async_trait]
