@@ -216,10 +216,10 @@ fn bad_store(config: &Config, error: &OpenError) -> StartError {
 fn bad_pepper(config: &Config, mismatch: PepperMismatch) -> StartError {
     match mismatch {
         PepperMismatch::Store(error) => error.into(),
-        other => StartError::Setting {
+        PepperMismatch::Unfit(unfit) => StartError::Setting {
             variable: "GATEKEY_PEPPER_FILE",
             value: config.pepper_file.display().to_string(),
-            why: other.to_string(),
+            why: unfit.to_string(),
         },
     }
 }

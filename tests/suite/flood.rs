@@ -324,7 +324,7 @@ impl Garbage {
     /// What could stand in an HTTP Authorization header, but is no key.
     fn header(&self, rng: &mut StdRng) -> String {
         let text = self.text(rng);
-        let short = &text[..text.floor_char_boundary(TEXT_MAX / 2)];
+        let short = &text[..text.floor_char_boundary(TEXT_MAX / 3)];
         let encoded = BASE64_STANDARD.encode(short);
         match rng.random_range(0..6) {
             0 => text.to_owned(),
@@ -332,7 +332,11 @@ impl Garbage {
             2 => format!("Basic {short}"),
             3 => format!("Basic {encoded}"),
             4 => format!("Basic {}", &encoded[..encoded.len() / 2]),
-            _ => format!("Basic {}", BASE64_STANDARD.encode(format!(":{short}"))),
+            _ => {
+                let username = short.replace(':', "");
+                let pair = format!("{username}:{short}");
+                format!("Basic {}", BASE64_STANDARD.encode(pair))
+            }
         }
     }
 
@@ -473,9 +477,10 @@ async fn send(
         .body(tonic::body::Body::new(Whole(Some(body.into()))))
         .expect("these are headers");
     let mut channel = channel.clone();
+    let broken = |error| Status::aborted(format!("the connection is broken: {error}"));
     let ready = poll_fn(|context| channel.poll_ready(context)).await;
-    ready.expect("the connection stands");
-    let response = channel.call(request).await.expect("the connection stands");
+    ready.map_err(broken)?;
+    let response = channel.call(request).await.map_err(broken)?;
     if response.status() != StatusCode::OK {
         // This is no gRPC, and clients of gRPC read it so.
         assert_eq!(

@@ -47,7 +47,7 @@ async fn a_call_that_began_in_a_client_arrives_at_a_real_collector_with_its_pare
     };
     assert_eq!(event.trace_id, TRACE);
 
-    let admin_token = gatekey.admin_token().to_string();
+    let admin_token = gatekey.admin_token();
     gatekey.stop().await;
     let span = collector.span("gatekey.v1.KeyService/CreateKey").await;
     assert_eq!(field(&span, "Trace ID"), TRACE);
