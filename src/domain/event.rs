@@ -61,12 +61,16 @@ impl Change {
             | EventKind::KeyRevoked => {
                 Touched::Keys(self.key_id.into_iter().chain(listed("replaced")).collect())
             }
-            EventKind::KeysRevoked => Touched::Keys(listed("key_ids").collect()),
-            EventKind::OwnerPut | EventKind::OwnerDeleted => Touched::Owner {
-                tenant: self.tenant_id.clone(),
-                owner: self.owner_id.clone().unwrap_or_default(),
+            EventKind::KeysRevoked
+            | EventKind::OwnerPut
+            | EventKind::OwnerDeleted
+            | EventKind::TenantPut => match &self.owner_id {
+                Some(owner) => Touched::Owner {
+                    tenant: self.tenant_id.clone(),
+                    owner: owner.clone(),
+                },
+                None => Touched::Tenant(self.tenant_id.clone()),
             },
-            EventKind::TenantPut => Touched::Tenant(self.tenant_id.clone()),
         }
     }
 }

@@ -160,6 +160,20 @@ impl Scopes {
         self.0.iter().any(|scope| scope.covers(other))
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Those of either set that the other grants wholly.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let ours = self.0.iter().filter(|scope| other.covers(scope));
+        let theirs = other.0.iter().filter(|scope| self.covers(scope));
+        ours.chain(theirs).cloned().collect()
+    }
+
     /// What both sets grant, without what another of the result covers.
     #[must_use]
     pub fn meet(&self, other: &Self) -> Self {

@@ -44,7 +44,13 @@ struct Limits {
     allowed_cidrs: Vec<IpNet>,
     basic_usernames: Vec<String>,
     metadata: BTreeMap<String, String>,
+    /// The scopes of the key and of its owner, where there are too many to meet each with each.
+    both: Option<(Scopes, Scopes)>,
 }
+
+/// How many pairs of scopes are met each with each. Above it both sets are asked, and of what they
+/// have in common only what stands in one of them is told.
+const MEET_MAX: usize = 256;
 
 /// What a caller wants to know about a key whose secret is proven.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,9 +82,15 @@ impl Standing {
     #[must_use]
     pub fn of(grant: &Grant) -> Self {
         let (key, owner) = (&grant.key, grant.owner.as_ref());
-        let scopes = match owner {
-            Some(owner) => key.scopes.meet(&owner.scopes),
-            None => key.scopes.clone(),
+        let (scopes, both) = match owner {
+            None => (key.scopes.clone(), None),
+            Some(owner) if key.scopes.len() * owner.scopes.len() <= MEET_MAX => {
+                (key.scopes.meet(&owner.scopes), None)
+            }
+            Some(owner) => {
+                let both = (key.scopes.clone(), owner.scopes.clone());
+                (both.0.common(&both.1), Some(both))
+            }
         };
         let mut text = String::with_capacity(key.tenant_id.len() + key.owner_id.len());
         text.push_str(&key.tenant_id);
@@ -99,6 +111,7 @@ impl Standing {
             allowed_cidrs: key.allowed_cidrs.clone(),
             basic_usernames: grant.tenant.basic_usernames.clone(),
             metadata: key.metadata.clone(),
+            both,
         };
         Self {
             text: text.into(),
@@ -159,8 +172,13 @@ impl Standing {
     /// Whether the concrete scope `required` is in force.
     #[must_use]
     pub fn grants(&self, required: &str) -> bool {
-        self.scopes()
-            .any(|pattern| scope::grants(pattern, required))
+        let limits = self.limits.as_ref();
+        match limits.and_then(|limits| limits.both.as_ref()) {
+            Some((key, owner)) => key.grants(required) && owner.grants(required),
+            None => self
+                .scopes()
+                .any(|pattern| scope::grants(pattern, required)),
+        }
     }
 
     /// About how many bytes of memory it takes beside itself.

@@ -96,7 +96,7 @@ impl EventService for Doors {
 fn parse_kinds(fields: &mut Fields, types: &[i32]) -> Vec<EventKind> {
     let mut kinds = Vec::new();
     for (place, kind) in types.iter().enumerate() {
-        kinds.push(match proto::EventType::try_from(*kind) {
+        let kind = match proto::EventType::try_from(*kind) {
             Ok(proto::EventType::KeyCreated) => EventKind::KeyCreated,
             Ok(proto::EventType::KeyUpdated) => EventKind::KeyUpdated,
             Ok(proto::EventType::KeyRotated) => EventKind::KeyRotated,
@@ -109,7 +109,10 @@ fn parse_kinds(fields: &mut Fields, types: &[i32]) -> Vec<EventKind> {
                 fields.note(format!("types[{place}]"), "must be a known type");
                 continue;
             }
-        });
+        };
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
     }
     kinds
 }

@@ -116,6 +116,7 @@ where
             let answer = match answer.await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(never)) => match never {},
+                Err(ended) if ended.is_panic() => status::failed().into_http(),
                 Err(_) => status::stopping().into_http(),
             };
             let answer = complete(answer);

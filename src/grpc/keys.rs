@@ -319,14 +319,18 @@ fn parse_patch(
 fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
     let mut parsed = Vec::new();
     for (place, state) in states.iter().enumerate() {
-        match proto::KeyState::try_from(*state) {
-            Ok(proto::KeyState::Active) => parsed.push(KeyState::Active),
-            Ok(proto::KeyState::Suspended) => parsed.push(KeyState::Suspended),
-            Ok(proto::KeyState::Expired) => parsed.push(KeyState::Expired),
-            Ok(proto::KeyState::Revoked) => parsed.push(KeyState::Revoked),
+        let state = match proto::KeyState::try_from(*state) {
+            Ok(proto::KeyState::Active) => KeyState::Active,
+            Ok(proto::KeyState::Suspended) => KeyState::Suspended,
+            Ok(proto::KeyState::Expired) => KeyState::Expired,
+            Ok(proto::KeyState::Revoked) => KeyState::Revoked,
             Ok(proto::KeyState::Unspecified) | Err(_) => {
                 fields.note(format!("states[{place}]"), "must be a known state");
+                continue;
             }
+        };
+        if !parsed.contains(&state) {
+            parsed.push(state);
         }
     }
     parsed

@@ -45,7 +45,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gatekey
 pub const READINESS: &str = "gatekey.v1.KeyService";
 
 /// The largest message that is read: 64 KiB.
-const MESSAGE_MAX: usize = 64 * 1024;
+pub const MESSAGE_MAX: usize = 64 * 1024;
 
 /// What stands behind the doors.
 pub struct Doors {

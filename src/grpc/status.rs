@@ -67,6 +67,12 @@ pub(super) fn unreadable() -> Status {
     status(Code::InvalidArgument, "UNREADABLE_MESSAGE", message)
 }
 
+/// A call that was not carried out to its end by a fault of this program.
+pub(super) fn failed() -> Status {
+    let message = "the call failed; what it was to change may or may not have been changed";
+    status(Code::Internal, "FAILED", message)
+}
+
 /// A stream that ends because the server stops.
 pub(super) fn stopping() -> Status {
     retry_later(

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     domain::clock::SystemClock,
-    grpc::{DESCRIPTORS, Doors, House, READINESS, trace::TraceLayer},
+    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
     service::{
         cache::Cache,
         keyring::Keyring,
@@ -147,9 +147,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
     let readiness = tokio::spawn(health::follow(Arc::clone(&store), reporter.clone()));
-    let others = Routes::new(health)
-        .add_service(reflection().build_v1().map_err(reflection_error)?)
-        .add_service(reflection().build_v1alpha().map_err(reflection_error)?);
+    let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
+    let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
+    let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))
+        .add_service(reflection_v1.max_decoding_message_size(MESSAGE_MAX))
+        .add_service(reflection_v1alpha.max_decoding_message_size(MESSAGE_MAX));
     let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
     let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
     info!(
@@ -168,6 +170,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
     readiness.abort();
+    // It fails as it was told to.
+    let _ = readiness.await;
     reporter
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;

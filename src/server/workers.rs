@@ -33,8 +33,11 @@ use tracing::warn;
 
 use crate::grpc::House;
 
-/// How long a new connection may say nothing.
-const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// How long a new connection may take to say that it speaks HTTP/2.
+const PREFACE_PATIENCE: Duration = Duration::from_secs(10);
+/// How much it says then (RFC 9113, 3.4), and how often that is looked for once it has begun.
+const PREFACE_LENGTH: usize = 24;
+const PREFACE_LOOK: Duration = Duration::from_millis(20);
 /// The most connections at once; one more is closed at once.
 const CONNECTIONS_MAX: usize = 16_384;
 /// The most calls at once on one connection.
@@ -172,7 +175,7 @@ async fn serve(
 ) -> io::Result<()> {
     let stream = TcpStream::from_std(stream)?;
     stream.set_nodelay(true)?;
-    let spoke = stop.run_until_cancelled(time::timeout(FIRST_BYTE, stream.readable()));
+    let spoke = stop.run_until_cancelled(time::timeout(PREFACE_PATIENCE, preface(&stream)));
     let Some(Ok(Ok(()))) = spoke.await else {
         return Ok(());
     };
@@ -199,4 +202,16 @@ async fn serve(
         connection.await
     };
     ended.map_err(io::Error::other)
+}
+
+/// Waits for a client's preface, which hyper would wait for without end.
+async fn preface(stream: &TcpStream) -> io::Result<()> {
+    let mut said = [0; PREFACE_LENGTH];
+    loop {
+        match stream.peek(&mut said).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            PREFACE_LENGTH => return Ok(()),
+            _ => time::sleep(PREFACE_LOOK).await,
+        }
+    }
 }

@@ -91,7 +91,7 @@ impl Cache {
     }
 
     fn with(keys: usize, keeps: bool) -> Self {
-        let capacity = keys.max(1) * USUAL_BYTES;
+        let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
         let options = OptionsBuilder::new()
             .estimated_items_capacity(keys.max(1))
             .weight_capacity(capacity as u64)
@@ -188,7 +188,7 @@ impl Cache {
 impl Place<'_> {
     /// Fills the place, for those who wait, too.
     pub fn fill(self, entry: Arc<Entry>) {
-        // It fails only if the cache was cleared meanwhile, and then nothing is to be kept.
+        // It fails if another was put there meanwhile, which is then as good.
         let _ = self.guard.insert(entry);
     }
 }

@@ -102,10 +102,10 @@ impl Repepper {
         Self(sender)
     }
 
-    /// Hands over a key with its MAC under the current pepper.
-    pub fn move_key(&self, id: KeyId, mac: Mac) {
-        // Full: the key's next use hands it over again.
-        let _ = self.0.try_send((id, mac));
+    /// Hands over a key with its MAC under the current pepper, and says whether it was taken.
+    #[must_use]
+    pub fn move_key(&self, id: KeyId, mac: Mac) -> bool {
+        self.0.try_send((id, mac)).is_ok()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A presented key → a decision.
 //!
-//! From memory where it can: no store, no argon2, no other thread. On a miss, one load a key
-//! whoever waits, on the runtime of what is slow. A refusal is a value; an error means that
+//! From memory where it can: no store, no argon2, no other thread. On a miss, one load of a key
+//! for all who wait for it, on the runtime of what is slow. A refusal is a value; an error means that
 //! nothing could be decided. Nothing on this way writes, and nothing is logged a call.
 
 use std::{sync::Arc, time::Duration};
@@ -174,7 +174,7 @@ impl Validator {
         let mac = self.secrets.memory_mac(presented);
         let entry = match self.cache.get(id) {
             Some(entry) => Some(entry),
-            None => match self.cache.look(id).await {
+            None => match in_time(self.cache.look(id)).await? {
                 Look::Hit(entry) => Some(entry),
                 Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
                     Found::Proven(entry) => return Ok(Some(entry)),
@@ -215,11 +215,10 @@ impl Validator {
         match self.secrets.prove(presented, &verifier).await? {
             Proof::Wrong => Ok(Found::Wrong),
             Proof::Proven { fresh_mac } => {
-                if let Some(mac) = fresh_mac {
-                    self.repepper.move_key(id, mac);
-                }
+                // One that could not be handed over is not kept: its next use does it again.
+                let moved = fresh_mac.is_none_or(|mac| self.repepper.move_key(id, mac));
                 let (entry, keep) = self.cache.entry(id, standing, mac, head);
-                if keep {
+                if keep && moved {
                     self.cache.insert(id, Arc::clone(&entry));
                 }
                 Ok(Found::Proven(entry))
@@ -229,11 +228,8 @@ impl Validator {
 
     /// Reads a key from the store, where what is slow runs, and even if the caller goes away.
     async fn load(&self, id: KeyId) -> Result<Loaded, Undecided> {
-        let inside = self
-            .loads
-            .enter()
-            .await
-            .map_err(|_| Undecided::Overloaded)?;
+        let entering = in_time(self.loads.enter()).await?;
+        let inside = entering.map_err(|_| Undecided::Overloaded)?;
         let store = Arc::clone(&self.store);
         let load = self.runtime.spawn(async move {
             let _inside = inside;
@@ -245,4 +241,11 @@ impl Validator {
             Err(stopped) => Err(StoreError::Unavailable(stopped.into()).into()),
         }
     }
+}
+
+/// What must come in time: nobody waits for a store that does not answer as long as all who wait
+/// before them.
+async fn in_time<T>(what: impl Future<Output = T>) -> Result<T, Undecided> {
+    let come = time::timeout(LOAD_PATIENCE, what).await;
+    come.map_err(|late| StoreError::Unavailable(late.into()).into())
 }

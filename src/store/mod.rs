@@ -272,7 +272,13 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Unavailable(error.into())
+        match error {
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::RowNotFound => Self::Corrupt("a row"),
+            other => Self::Unavailable(other.into()),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _,
+    ConnectOptions as _, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -19,9 +19,18 @@ const BEGIN: &str = "BEGIN";
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "strpos";
 
-const CONNECTIONS: u32 = 16;
+/// Reads have connections of their own, so that mutations, which wait for each other, cannot keep a
+/// Validate from the store.
+const READERS: u32 = 16;
+const WRITERS: u32 = 4;
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What the server ends by itself, so that a replica that hangs holds up nobody for ever.
+const LIMITS: [(&str, &str); 3] = [
+    ("statement_timeout", "30s"),
+    ("lock_timeout", "10s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+];
 
 /// Replicas that start together take turns: the migrator holds an advisory lock.
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -30,11 +39,20 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let options = PgConnectOptions::from_str(url)?
         .application_name("gatekey")
         .disable_statement_logging();
+    // A migration may take its time.
+    let migrating = pool(1, options.clone()).await?;
+    MIGRATIONS.run(&migrating).await?;
+    migrating.close().await;
+
+    let options = options.options(LIMITS);
+    let reader = pool(READERS, options.clone()).await?;
+    let writer = pool(WRITERS, options).await?;
+    Ok(Arc::new(sql::SqlStore::new(reader, writer, None)))
+}
+
+async fn pool(connections: u32, options: PgConnectOptions) -> Result<PgPool, OpenError> {
     let pool = PgPoolOptions::new()
-        .max_connections(CONNECTIONS)
-        .acquire_timeout(PATIENCE)
-        .connect_with(options)
-        .await?;
-    MIGRATIONS.run(&pool).await?;
-    Ok(Arc::new(sql::SqlStore::new(pool.clone(), pool, None)))
+        .max_connections(connections)
+        .acquire_timeout(PATIENCE);
+    Ok(pool.connect_with(options).await?)
 }

@@ -44,10 +44,10 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .busy_timeout(PATIENCE)
         .disable_statement_logging();
     let file = writer.get_filename().to_owned();
-    if file.as_os_str().is_empty() || url.contains("memory") && !file.exists() {
+    if url.contains(":memory:") || url.contains("mode=memory") {
         return Err(OpenError::InMemory);
     }
-    let lock = lock(&file)?;
+    let lock = lock(&real(file))?;
 
     let reader = writer.clone().create_if_missing(false).read_only(true);
     let writer = SqlitePoolOptions::new()
@@ -62,6 +62,21 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .connect_with(reader)
         .await?;
     Ok(Arc::new(sql::SqlStore::new(reader, writer, Some(lock))))
+}
+
+/// The file itself, by whatever name it was given: two names must not have two locks.
+fn real(file: PathBuf) -> PathBuf {
+    if let Ok(real) = file.canonicalize() {
+        return real;
+    }
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+    match (folder, file.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => file,
+    }
 }
 
 /// Locks `<file>.lock` for as long as the returned file is open.

@@ -68,3 +68,23 @@ pub(super) fn admit_extension(key: &Key, expiry: Option<Timestamp>) -> Result<()
         _ => Ok(()),
     }
 }
+
+/// Whether a key may get another end at `now`: an expired one would come back to the living.
+pub(super) async fn admit_revival(
+    mutation: &mut dyn Mutation,
+    tenant: &Tenant,
+    key: &Key,
+    now: Timestamp,
+) -> Result<(), Refused> {
+    let limit = tenant.max_active_keys_per_owner;
+    if limit == 0 || key.state(now) != KeyState::Expired {
+        return Ok(());
+    }
+    let living = mutation
+        .list_living(&key.tenant_id, Some(&key.owner_id), now)
+        .await?;
+    if living.len() < limit as usize {
+        return Ok(());
+    }
+    Err(Rule::MaxActiveKeysPerOwner(limit).into())
+}

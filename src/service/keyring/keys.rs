@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Keyring,
-    admission::{admit_extension, admit_new, admit_rotation},
+    admission::{admit_extension, admit_new, admit_revival, admit_rotation},
     admit_grant, admit_key, change,
     detail::{of_ids, of_scopes, of_time},
     key_in_view, tenant_in,
@@ -25,6 +25,10 @@ use crate::{
     service::refused::{Refused, authorize},
     store::KeyQuery,
 };
+
+/// How many keys an event names: its readers take messages of 4 MiB. Which keys the others were is
+/// told by the tenant, the owner and the revision, which stands in each of them.
+const TOLD_MAX: usize = 10_000;
 
 /// What a new key is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -234,6 +238,7 @@ impl Keyring {
         if let Some(expiry) = patch.expires_at {
             rules.admit_expiry(key.created_at, expiry)?;
             admit_extension(&key, expiry)?;
+            admit_revival(&mut *mutation, &rules, &key, self.clock.now()).await?;
         }
         let details = patch.apply(&mut key);
         admit_grant(caller, &key.tenant_id, &key.scopes)?;
@@ -318,7 +323,11 @@ impl Keyring {
         event
             .details
             .insert("reason".to_owned(), Value::String(reason));
-        event.details.insert("key_ids".to_owned(), of_ids(&keys));
+        let told = &keys[..count.min(TOLD_MAX)];
+        event.details.extend([
+            ("revoked_count".to_owned(), json!(count)),
+            ("key_ids".to_owned(), of_ids(told)),
+        ]);
         self.commit(mutation, event).await?;
         Ok(Revoked {
             count,

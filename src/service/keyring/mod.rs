@@ -96,8 +96,10 @@ impl Keyring {
             change.tenant_id.clone(),
         );
         let (owner, touched) = (change.owner_id.clone(), change.touched());
-        mutation.commit(change).await?;
+        let committed = mutation.commit(change).await;
+        // Also after an error: what was to be done may have been done.
         self.cache.apply(revision, &touched);
+        committed?;
         // Changes may end out of order here; followers are only woken by it.
         self.changed.send_replace(revision);
         let (actor, kind, key_id, tenant_id) = told;
