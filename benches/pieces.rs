@@ -1,0 +1,89 @@
+//! The pieces of a Validate, each by itself: `cargo bench --bench pieces`.
+//!
+//! What they are together, with gRPC around them, is measured by `cargo bench --bench validate`.
+
+use std::{hint::black_box, net::IpAddr};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use gatekey::{
+    domain::{
+        clock::Timestamp,
+        key::{Ask, Grant, HASH_VERSION, Key},
+        scope::{Scope, Scopes},
+        tenant::Tenant,
+        token::{DEFAULT_PREFIX, KeyId, Plaintext, Presented},
+    },
+    service::secret::Peppers,
+};
+
+const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
+
+fn pieces(criterion: &mut Criterion) {
+    let (id, plaintext) = Plaintext::mint(DEFAULT_PREFIX, &mut rand::rng());
+    let key = plaintext.expose();
+    let typo = &key[..key.len() - 1];
+    let typo = format!("{typo}{}", if key.ends_with('0') { '1' } else { '0' });
+    criterion.bench_function("parse", |bench| {
+        bench.iter(|| Presented::parse(black_box(key)).is_some());
+    });
+    criterion.bench_function("parse garbage", |bench| {
+        bench.iter(|| Presented::parse(black_box(&typo)).is_some());
+    });
+
+    let peppers = Peppers::parse(&Peppers::generate()).expect("a generated file is valid");
+    let pepper = peppers.current().expect("it has a pepper");
+    criterion.bench_function("MAC", |bench| {
+        bench.iter(|| peppers.mac(black_box(pepper), black_box(key)));
+    });
+
+    let grant = grant(id);
+    criterion.bench_function("scope match, the last of three", |bench| {
+        bench.iter(|| grant.key.scopes.grants(black_box("reports:weekly")));
+    });
+
+    let (required, address) = (["jobs:read".to_owned()], IpAddr::from([127, 0, 0, 1]));
+    let ask = Ask {
+        required_scopes: &required,
+        audience: None,
+        client_ip: Some(address),
+    };
+    criterion.bench_function("decide", |bench| {
+        bench.iter(|| grant.decide(black_box(NOW), black_box(&ask)).is_ok());
+    });
+}
+
+/// A key with three scopes and an end, of a tenant without rules and an owner without a record.
+fn grant(key_id: KeyId) -> Grant {
+    let scopes = ["jobs:read", "jobs:write", "reports:*"];
+    let scopes: Scopes = scopes.into_iter().filter_map(Scope::parse).collect();
+    let key = Key {
+        key_id,
+        tenant_id: "default".to_owned(),
+        owner_id: "alice".to_owned(),
+        label: "a key".to_owned(),
+        description: String::new(),
+        prefix: DEFAULT_PREFIX.to_owned(),
+        scopes,
+        audiences: Vec::new(),
+        allowed_cidrs: Vec::new(),
+        metadata: std::collections::BTreeMap::default(),
+        suspended: false,
+        created_at: NOW,
+        created_by: "admin".to_owned(),
+        expires_at: Some(Timestamp::MAX),
+        revoked: None,
+        rotated_from: None,
+        rotated_to: None,
+        hash_version: HASH_VERSION.to_owned(),
+        created_revision: 1,
+        revision: 1,
+    };
+    Grant {
+        key,
+        owner: None,
+        tenant: Tenant::default(),
+    }
+}
+
+criterion_group!(benches, pieces);
+criterion_main!(benches);
