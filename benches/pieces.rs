@@ -8,13 +8,18 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use gatekey::{
     domain::{
         clock::Timestamp,
-        key::{Ask, Grant, HASH_VERSION, Key},
+        key::{Grant, HASH_VERSION, Key},
         scope::{Scope, Scopes},
+        standing::{Ask, Standing},
         tenant::Tenant,
         token::{DEFAULT_PREFIX, KeyId, Plaintext, Presented},
     },
-    service::secret::Peppers,
+    service::{cache::Cache, secret::Peppers},
 };
+
+/// As the server has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NOW: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
 
@@ -36,9 +41,19 @@ fn pieces(criterion: &mut Criterion) {
         bench.iter(|| peppers.mac(black_box(pepper), black_box(key)));
     });
 
-    let grant = grant(id);
+    let (cache, ids) = filled_cache();
+    let mut ids = ids.iter().cycle();
+    criterion.bench_function("look-up among a million keys", |bench| {
+        bench.iter(|| {
+            cache
+                .get(*ids.next().expect("a cycle has no end"))
+                .is_some()
+        });
+    });
+
+    let standing = Standing::of(&grant(id));
     criterion.bench_function("scope match, the last of three", |bench| {
-        bench.iter(|| grant.key.scopes.grants(black_box("reports:weekly")));
+        bench.iter(|| standing.grants(black_box("reports:weekly")));
     });
 
     let (required, address) = (["jobs:read".to_owned()], IpAddr::from([127, 0, 0, 1]));
@@ -48,8 +63,23 @@ fn pieces(criterion: &mut Criterion) {
         client_ip: Some(address),
     };
     criterion.bench_function("decide", |bench| {
-        bench.iter(|| grant.decide(black_box(NOW), black_box(&ask)).is_ok());
+        bench.iter(|| standing.decide(black_box(NOW), black_box(&ask)).is_ok());
     });
+}
+
+/// A cache with a million keys, and their ids in no order.
+fn filled_cache() -> (Cache, Vec<KeyId>) {
+    const KEYS: usize = 1_000_000;
+    let cache = Cache::new(KEYS);
+    let mut rng = rand::rng();
+    let ids: Vec<_> = (0..KEYS)
+        .map(|_| Plaintext::mint(DEFAULT_PREFIX, &mut rng).0)
+        .collect();
+    for id in &ids {
+        let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0);
+        cache.insert(*id, entry);
+    }
+    (cache, ids)
 }
 
 /// A key with three scopes and an end, of a tenant without rules and an owner without a record.
