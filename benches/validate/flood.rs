@@ -64,7 +64,9 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
     let alone = || {
         eprintln!("flood: hits alone");
         let end = Instant::now() + CALM;
-        p99(&generator::run(hits(&server, stored, move || Instant::now() < end)))
+        p99(&generator::run(hits(&server, stored, move || {
+            Instant::now() < end
+        })))
     };
     let calm_before = alone();
     let before = usage::resident(server.pid());

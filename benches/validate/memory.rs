@@ -50,12 +50,17 @@ pub fn all_there(server: &Gatekey, stored: &Stored) -> Result<(), String> {
     let ask = || {
         let load = Load::of(server.addr(), &stored.caller, Shape::BUSY);
         let bodies = (0..KEYS).step_by(STRIDE).map(ask_number);
-        Sample::of(server.pid(), || generator::run(load.ask(bodies, Reason::Allowed))).cpu
+        Sample::of(server.pid(), || {
+            generator::run(load.ask(bodies, Reason::Allowed))
+        })
+        .cpu
     };
     let (first, again) = (ask(), ask());
     if first > again * SUSPICIOUS {
         let (first, again) = (digits(first), digits(again));
-        return Err(format!("not all were in memory: {first} µs of CPU a call at first, then {again}"));
+        return Err(format!(
+            "not all were in memory: {first} µs of CPU a call at first, then {again}"
+        ));
     }
     Ok(())
 }
