@@ -279,3 +279,92 @@ impl Limits {
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        key::{HASH_VERSION, Key},
+        owner::Owner,
+        tenant::Tenant,
+        token::KeyId,
+    };
+
+    fn grant(key: Scopes, owner: Option<Scopes>) -> Grant {
+        Grant {
+            key: Key {
+                key_id: KeyId::from_bare("0123456789abcdef").unwrap(),
+                tenant_id: "acme".to_owned(),
+                owner_id: "alice".to_owned(),
+                label: String::new(),
+                description: String::new(),
+                prefix: "gk".to_owned(),
+                scopes: key,
+                audiences: Vec::new(),
+                allowed_cidrs: Vec::new(),
+                metadata: BTreeMap::new(),
+                suspended: false,
+                created_at: Timestamp::from_micros(0),
+                created_by: String::new(),
+                expires_at: None,
+                revoked: None,
+                rotated_from: None,
+                rotated_to: None,
+                hash_version: HASH_VERSION.to_owned(),
+                created_revision: 1,
+                revision: 1,
+            },
+            owner: owner.map(|scopes| Owner {
+                tenant_id: "acme".to_owned(),
+                owner_id: "alice".to_owned(),
+                scopes,
+                audiences: Vec::new(),
+                suspended: false,
+                display_name: String::new(),
+                revision: 1,
+            }),
+            tenant: Tenant::default(),
+        }
+    }
+
+    fn scopes(count: usize, scope: impl Fn(usize) -> String) -> Scopes {
+        (0..count)
+            .map(|n| Scope::parse(&scope(n)).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_texts_of_a_key_are_told_apart() {
+        let standing = Standing::of(&grant(scopes(2, |n| format!("s{n}")), None));
+        assert_eq!(standing.tenant_id(), "acme");
+        assert_eq!(standing.owner_id(), "alice");
+        assert_eq!(standing.scopes().collect::<Vec<_>>(), ["s0", "s1"]);
+    }
+
+    #[test]
+    fn an_owner_without_scopes_leaves_its_keys_none() {
+        let standing = Standing::of(&grant(
+            scopes(2, |n| format!("s{n}")),
+            Some(Scopes::default()),
+        ));
+        assert_eq!(standing.scopes().count(), 0);
+        assert!(!standing.grants("s0"));
+    }
+
+    #[test]
+    fn as_many_scopes_as_there_may_be_are_decided_by_both_sets() {
+        // Each meets each: 65 536 pairs, of which none is worth telling.
+        let key = scopes(256, |n| format!("x{n}:*"));
+        let owner = scopes(256, |n| format!("*:y{n}"));
+        let standing = Standing::of(&grant(key, Some(owner)));
+        assert!(standing.grants("x7:y200"));
+        assert!(!standing.grants("x7:z"));
+        assert!(!standing.grants("x256:y7"));
+        assert_eq!(standing.scopes().count(), 0);
+        // What stands in one of them is told.
+        let key = scopes(256, |n| format!("x{n}"));
+        let owner = scopes(200, |n| format!("x{n}"));
+        let standing = Standing::of(&grant(key, Some(owner)));
+        assert_eq!(standing.scopes().count(), 200);
+    }
+}

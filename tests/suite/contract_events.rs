@@ -266,7 +266,7 @@ on_both_engines! {
         assert_eq!((text(updated, "label"), text(updated, "scopes")), ("new".to_owned(), "c".to_owned()));
         assert!(told(rotated).contains(&"rotated_to".to_owned()));
         assert_eq!((told(revoked), text(revoked, "reason")), (texts(&["reason"]), "leaked".to_owned()));
-        assert_eq!((told(all), text(all, "reason")), (texts(&["key_ids", "reason"]), "breach".to_owned()));
+        assert_eq!((told(all), text(all, "reason")), (texts(&["key_ids", "reason", "revoked_count"]), "breach".to_owned()));
         assert_eq!(text(all, "key_ids"), text(rotated, "rotated_to"));
         assert!(told(deleted).is_empty());
 
