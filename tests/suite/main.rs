@@ -16,6 +16,7 @@ mod floors;
 mod indistinguishable;
 mod inside;
 mod listing;
+mod model;
 mod peppers;
 mod program;
 mod proto;
