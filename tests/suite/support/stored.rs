@@ -41,11 +41,17 @@ pub async fn store(setup: &Setup, owners: &[String]) -> Vec<Stored> {
             let seed = stored.len() as u64;
             let (id, plaintext) = Plaintext::mint(DEFAULT_PREFIX, &mut StdRng::seed_from_u64(seed));
             let mac = peppers.mac(pepper, plaintext.expose());
-            let mac = mac.expect("the pepper is known").map(|byte| format!("{byte:02x}"));
+            let mac = mac
+                .expect("the pepper is known")
+                .map(|byte| format!("{byte:02x}"));
             let comma = if rows.is_empty() { "" } else { "," };
             let (mac, place) = (mac.concat(), stored.len() + 1);
-            write!(rows, "{comma}('{}','{owner}','{mac}',{place})", id.as_bare())
-                .expect("memory takes all");
+            write!(
+                rows,
+                "{comma}('{}','{owner}','{mac}',{place})",
+                id.as_bare()
+            )
+            .expect("memory takes all");
             stored.push(Stored {
                 key_id: KeyId::to_string(&id),
                 plaintext: plaintext.expose().to_owned(),
@@ -63,7 +69,11 @@ pub async fn store(setup: &Setup, owners: &[String]) -> Vec<Stored> {
         run(&mut database, insert).await;
     }
     let count = stored.len();
-    run(&mut database, format!("UPDATE log_head SET revision = revision + {count}")).await;
+    run(
+        &mut database,
+        format!("UPDATE log_head SET revision = revision + {count}"),
+    )
+    .await;
     stored
 }
 

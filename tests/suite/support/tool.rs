@@ -43,8 +43,8 @@ pub fn postgres_bin() -> PathBuf {
 /// 13's, with the loader and the libraries it was built with, so that it runs on whatever Linux this is.
 pub fn pgbouncer() -> Vec<String> {
     let version = |words: &[String]| {
-        let output = Command::new(&words[0]).args(&words[1..]).arg("--version");
-        let output = output.output().ok()?;
+        let mut asked = Command::new(&words[0]);
+        let output = asked.args(&words[1..]).arg("--version").output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
         let minor = text.strip_prefix("PgBouncer 1.")?.split('.').next()?;
         minor.parse::<u32>().ok()
@@ -65,7 +65,10 @@ pub fn pgbouncer() -> Vec<String> {
     };
     let folder = fetch("pgbouncer-debian13", debian13, |folder| {
         let minor = version(&words(folder));
-        assert!(minor.is_some(), "Debian's pgbouncer does not run here: install 1.21 or later");
+        assert!(
+            minor.is_some(),
+            "Debian's pgbouncer does not run here: install 1.21 or later"
+        );
     });
     words(&folder)
 }
@@ -123,7 +126,10 @@ fn debian13(folder: &Path) {
     run(apt_get().arg("download").args(PGBOUNCER_PACKAGES));
     for entry in must("list what apt brought", fs::read_dir(&apt)) {
         let package = must("list what apt brought", entry).path();
-        if package.extension().is_some_and(|extension| extension == "deb") {
+        if package
+            .extension()
+            .is_some_and(|extension| extension == "deb")
+        {
             run(Command::new("dpkg-deb").arg("-x").arg(package).arg(folder));
         }
     }
