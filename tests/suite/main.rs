@@ -18,6 +18,7 @@ mod inside;
 mod listing;
 mod peppers;
 mod program;
+mod promise;
 mod proto;
 mod readme;
 mod secrecy;

@@ -39,6 +39,8 @@ enum Direction {
 pub struct Proxy {
     addr: SocketAddr,
     network: watch::Sender<Network>,
+    /// How often the connections that stood were forgotten.
+    forgotten: watch::Sender<u32>,
     acceptor: JoinHandle<()>,
 }
 
@@ -47,10 +49,12 @@ impl Proxy {
     pub async fn start(store: SocketAddr) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let (network, seen) = watch::channel(Network::Whole);
+        let (forgotten, forgets) = watch::channel(0);
         Proxy {
             addr: listener.local_addr().expect("it is bound"),
             network,
-            acceptor: tokio::spawn(accept(listener, store, seen)),
+            forgotten,
+            acceptor: tokio::spawn(accept(listener, store, seen, forgets)),
         }
     }
 
@@ -63,6 +67,12 @@ impl Proxy {
     pub fn set(&self, network: Network) {
         self.network.send_replace(network);
     }
+
+    /// The connections that stand now carry nothing any more, and neither end hears of it: the machine at the other
+    /// end is gone, or one in between has lost its table. New ones are whole.
+    pub fn forget(&self) {
+        self.forgotten.send_modify(|times| *times += 1);
+    }
 }
 
 impl Drop for Proxy {
@@ -71,19 +81,30 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, store: SocketAddr, network: watch::Receiver<Network>) {
+async fn accept(
+    listener: TcpListener,
+    store: SocketAddr,
+    network: watch::Receiver<Network>,
+    mut forgets: watch::Receiver<u32>,
+) {
     let mut connections = JoinSet::new(); // they end with this task
     loop {
         let Ok((replica, _)) = listener.accept().await else {
             continue;
         };
-        connections.spawn(connect(replica, store, network.clone()));
+        forgets.mark_unchanged();
+        connections.spawn(connect(replica, store, network.clone(), forgets.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
 /// Carries one connection until an end of it closes or it is cut.
-async fn connect(replica: TcpStream, store: SocketAddr, network: watch::Receiver<Network>) {
+async fn connect(
+    replica: TcpStream,
+    store: SocketAddr,
+    network: watch::Receiver<Network>,
+    forgets: watch::Receiver<u32>,
+) {
     let carried = async {
         let store = TcpStream::connect(store).await.ok()?;
         store.set_nodelay(true).ok()?;
@@ -92,8 +113,8 @@ async fn connect(replica: TcpStream, store: SocketAddr, network: watch::Receiver
         let (from_store, to_store) = store.into_split();
         let seen = network.clone();
         tokio::select! {
-            () = carry(from_replica, to_store, Direction::ToStore, seen.clone()) => {}
-            () = carry(from_store, to_replica, Direction::ToReplica, seen) => {}
+            () = carry(from_replica, to_store, Direction::ToStore, seen.clone(), forgets.clone()) => {}
+            () = carry(from_store, to_replica, Direction::ToReplica, seen, forgets) => {}
         }
         Some(())
     };
@@ -109,6 +130,7 @@ async fn carry(
     mut to: OwnedWriteHalf,
     direction: Direction,
     mut network: watch::Receiver<Network>,
+    forgets: watch::Receiver<u32>,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -122,8 +144,16 @@ async fn carry(
             (Network::Stalled { to_replica, .. }, Direction::ToReplica) => !to_replica,
             _ => true,
         });
-        if passing.await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
+        let passes = passing.await.is_ok();
+        if forgets.has_changed().unwrap_or(false) {
+            continue; // it is read, so that nobody's window tells, and lost
+        }
+        if !passes || to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
+    }
+    // An end of a forgotten connection is not told to the other one.
+    if forgets.has_changed().unwrap_or(false) {
+        std::future::pending::<()>().await;
     }
 }
