@@ -54,6 +54,10 @@ pub enum OpenError {
     NewerSchema(i64),
     #[error("its schema cannot be brought up to date")]
     Migration(#[source] Box<dyn Error + Send + Sync>),
+    #[error(
+        "there is a transaction pooler before it that does not keep prepared statements: PgBouncer does from 1.21 on, with max_prepared_statements above 0"
+    )]
+    Pooler,
     /// It may answer later.
     #[error("it does not answer")]
     Unreachable(#[source] Box<dyn Error + Send + Sync>),
@@ -330,6 +334,12 @@ impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Configuration(_) => Self::Url,
+            // A statement's name is another's (42P05) or unknown (26000): sessions were swapped.
+            sqlx::Error::Database(answer)
+                if matches!(answer.code().as_deref(), Some("42P05" | "26000")) =>
+            {
+                Self::Pooler
+            }
             // 57P03: it is starting up or shutting down; 53300: too many connections.
             sqlx::Error::Database(answer)
                 if !matches!(answer.code().as_deref(), Some("57P03" | "53300")) =>

@@ -19,6 +19,7 @@ mod listing;
 mod model;
 mod peppers;
 mod program;
+mod promise;
 mod proto;
 mod readme;
 mod secrecy;
