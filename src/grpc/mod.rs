@@ -29,7 +29,7 @@ use tonic::service::Routes;
 
 use crate::{
     domain::clock::Clock,
-    service::{keyring::Keyring, log::Log, secret::AdminToken, validator::Validator},
+    service::{keyring::Keyring, log::Log, secret::AdminToken, usage::Usage, validator::Validator},
 };
 
 /// What the proto files define, as Rust.
@@ -52,6 +52,7 @@ pub struct Doors {
     pub validator: Validator,
     pub keyring: Keyring,
     pub log: Log,
+    pub usage: Arc<Usage>,
     pub clock: Arc<dyn Clock>,
     pub admin: AdminToken,
     /// Whether Validate asks who calls.

@@ -36,6 +36,7 @@ use crate::{
         log::Log,
         repepper::{self, PepperMismatch, Repepper},
         secret::Secrets,
+        usage::Usage,
         validator::Validator,
     },
     store::{self, Engine, OpenError, Store, StoreError},
@@ -131,11 +132,13 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         Arc::clone(&cache),
         clock.clone(),
     );
+    let (usage, writing) = Usage::start(Arc::clone(&store));
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
+        usage,
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
@@ -183,6 +186,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cut.cancel();
         ended.await.map_err(io::Error::other)?;
     }
+    // After the last call that could use a key, before the store is closed.
+    writing.finish().await;
     // What was cut off may hold on to the store: its statements end with this process.
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");

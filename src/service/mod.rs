@@ -1,7 +1,7 @@
 //! The rooms: what gatekey does.
 //!
-//! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`repepper`] moves
-//! keys to the current pepper. They share the store, the [`cache`] and the domain, and do not know
+//! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`usage`] gathers when
+//! keys are used, [`repepper`] moves keys to the current pepper. They share the store, the [`cache`] and the domain, and do not know
 //! each other.
 
 pub mod cache;
@@ -11,4 +11,5 @@ pub mod log;
 pub mod refused;
 pub mod repepper;
 pub mod secret;
+pub mod usage;
 pub mod validator;

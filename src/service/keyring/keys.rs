@@ -132,6 +132,7 @@ impl Keyring {
             revoked: None,
             rotated_from: None,
             rotated_to: None,
+            last_used: None,
             hash_version: HASH_VERSION.to_owned(),
             created_revision: mutation.revision(),
             revision: mutation.revision(),
@@ -186,6 +187,7 @@ impl Keyring {
             created_by: caller.actor.clone(),
             expires_at: wanted,
             rotated_from: Some(old.key_id),
+            last_used: None,
             created_revision: mutation.revision(),
             revision: mutation.revision(),
             ..old.clone()
@@ -347,19 +349,6 @@ impl Keyring {
         action: Action,
     ) -> Result<Key, Refused> {
         admit_key(self.store.find_key(id).await?, caller, tenant, action)
-    }
-
-    /// A key that was found by its plaintext.
-    ///
-    /// # Errors
-    /// Those of every call.
-    pub fn admit_found(
-        &self,
-        caller: &Caller,
-        tenant: Option<&str>,
-        found: Option<Key>,
-    ) -> Result<Key, Refused> {
-        admit_key(found, caller, tenant, Action::KeysLookup)
     }
 
     /// A tenant's keys, newest first.
