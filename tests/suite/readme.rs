@@ -32,7 +32,8 @@ fn steps(readme: &str) -> Vec<Step> {
     steps
 }
 
-/// The text without what differs from run to run: keys, ids and times.
+/// The text without what differs from run to run: keys, ids and times, and whether a use is written
+/// already.
 fn settled(text: &str) -> String {
     let settle = |word: &str| match word {
         _ if word.starts_with("gk_") && word.len() > 60 => "<plaintext>".to_owned(),
@@ -41,6 +42,8 @@ fn settled(text: &str) -> String {
         _ if word.starts_with("20") && word.ends_with('Z') => "<time>".to_owned(),
         _ => word.to_owned(),
     };
+    let lines = text.split_inclusive('\n');
+    let text: String = lines.filter(|line| !line.contains("\"lastUsed")).collect();
     let words: Vec<_> = text.split('"').map(settle).collect();
     words.join("\"")
 }

@@ -22,7 +22,7 @@ use crate::{
         scope::Scopes,
         token::{KeyId, Plaintext},
     },
-    service::refused::{Refused, authorize},
+    service::refused::{Refused, authorize, obey},
     store::KeyQuery,
 };
 
@@ -115,7 +115,7 @@ impl Keyring {
         let tenant = tenant_in(&mut *mutation, &new.tenant_id).await?;
         let wanted = new.lifetime.map(|lifetime| lifetime.from(now));
         let key = Key {
-            expires_at: tenant.expiry(now, wanted)?,
+            expires_at: tenant.expiry(now, wanted),
             key_id: minted.key_id,
             tenant_id: new.tenant_id,
             owner_id: new.owner_id,
@@ -178,7 +178,6 @@ impl Keyring {
             Some(lifetime) => Some(lifetime.from(now)),
             None => old.expires_at.map(|at| now.after(at.since(old.created_at))),
         };
-        rules.admit_expiry(now, wanted)?;
 
         let new = Key {
             key_id: minted.key_id,
@@ -234,11 +233,11 @@ impl Keyring {
             return Err(Refused::KeyRevoked);
         }
         let rules = tenant_in(&mut *mutation, &key.tenant_id).await?;
-        if let Some(scopes) = &patch.scopes {
-            rules.admit_scopes(scopes)?;
-        }
+        obey([
+            (patch.scopes.as_ref()).map_or(Ok(()), |scopes| rules.admit_scopes(scopes)),
+            (patch.expires_at).map_or(Ok(()), |at| rules.admit_expiry(key.created_at, at)),
+        ])?;
         if let Some(expiry) = patch.expires_at {
-            rules.admit_expiry(key.created_at, expiry)?;
             admit_extension(&key, expiry)?;
             admit_revival(&mut *mutation, &rules, &key, self.clock.now()).await?;
         }
