@@ -24,6 +24,7 @@ mod secrecy;
 mod start;
 mod statements;
 mod support;
+mod systems;
 mod tools;
 mod traces;
 mod usage;
