@@ -91,6 +91,10 @@ pub struct Config {
     #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
     pub cache_keys: usize,
 
+    /// How many of the most recently used keys are in memory before the server is ready
+    #[arg(long, env = "GATEKEY_WARM_KEYS", default_value_t = 100_000, value_name = "KEYS", value_parser = parse_count_or_none, global = true)]
+    pub warm_keys: usize,
+
     /// Serving threads [default: one a core]
     #[arg(long, env = "GATEKEY_WORKERS", value_name = "THREADS", value_parser = parse_count, global = true)]
     pub workers: Option<usize>,
@@ -186,6 +190,7 @@ impl fmt::Debug for Config {
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
             .field("cache_keys", &self.cache_keys)
+            .field("warm_keys", &self.warm_keys)
             .field("workers", &self.workers)
             .field("validate_auth", &self.validate_auth)
             .field("drain", &self.drain)
@@ -277,6 +282,11 @@ fn parse_span(text: &str) -> Result<Duration, String> {
 fn parse_count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| *count > 0);
     count.ok_or_else(|| "must be a number of 1 or more".to_owned())
+}
+
+fn parse_count_or_none(text: &str) -> Result<usize, String> {
+    let count = text.parse();
+    count.map_err(|_| "must be a number of 0 or more".to_owned())
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {

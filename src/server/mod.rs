@@ -37,6 +37,7 @@ use crate::{
         repepper::{self, PepperMismatch, Repepper},
         secret::Secrets,
         validator::Validator,
+        warm::Warmer,
     },
     store::{self, Engine, OpenError, Store, StoreError},
 };
@@ -124,6 +125,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         Engine::Sqlite => Cache::new(config.cache_keys),
         Engine::Postgres => Cache::off(),
     });
+    let warmer = Warmer {
+        store: Arc::clone(&store),
+        secrets: Arc::clone(&secrets),
+        cache: Arc::clone(&cache),
+        clock: clock.clone(),
+    };
     let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
     let keyring = Keyring::new(
         Arc::clone(&store),
@@ -146,7 +153,14 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     reporter
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
-    let readiness = tokio::spawn(health::follow(Arc::clone(&store), reporter.clone()));
+    let warm_keys = config.warm_keys.min(config.cache_keys);
+    let readiness = tokio::spawn({
+        let (store, reporter) = (Arc::clone(&store), reporter.clone());
+        async move {
+            warmer.warm(warm_keys).await;
+            health::follow(store, reporter).await;
+        }
+    });
     let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
     let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))

@@ -1,7 +1,7 @@
 //! The rooms: what gatekey does.
 //!
 //! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`repepper`] moves
-//! keys to the current pepper. They share the store, the [`cache`] and the domain, and do not know
+//! keys to the current pepper, [`warm`] reads keys before they are asked about. They share the store, the [`cache`] and the domain, and do not know
 //! each other.
 
 pub mod cache;
@@ -12,3 +12,4 @@ pub mod refused;
 pub mod repepper;
 pub mod secret;
 pub mod validator;
+pub mod warm;

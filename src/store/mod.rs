@@ -5,9 +5,11 @@
 //! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
 //! [`StoreError`]'s source, for the log.
 
+mod column;
 mod postgres;
 mod sqlite;
 pub mod text;
+mod warm;
 
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 
@@ -24,6 +26,8 @@ use crate::domain::{
     tenant::Tenant,
     token::KeyId,
 };
+
+pub use warm::{WarmKey, WarmPage, WarmQuery};
 
 /// Why the store gave no answer.
 #[derive(Debug, Error)]
@@ -110,6 +114,10 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 pub trait Store: Send + Sync + 'static {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
+
+    /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
+    /// all that bounds them and the revision of the log.
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError>;
 
     /// The key of that id.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;

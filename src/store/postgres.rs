@@ -8,7 +8,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::{OpenError, Store};
+use super::{OpenError, Store, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -16,6 +16,8 @@ mod sql;
 type Db = sqlx::Postgres;
 
 const BEGIN: &str = "BEGIN";
+/// The statement that reads many keys at once.
+const WARM: &str = text::WARM_POSTGRES;
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "strpos";
 

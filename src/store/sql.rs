@@ -8,7 +8,7 @@ use std::fs::File;
 use async_trait::async_trait;
 use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
 
-use super::{BEGIN, Db, POSITION};
+use super::{BEGIN, Db, POSITION, WARM};
 use crate::{
     domain::{
         caller::TenantSet,
@@ -21,7 +21,10 @@ use crate::{
         tenant::{OnLimit, Tenant},
         token::KeyId,
     },
-    store::{Choose, EventQuery, KeyQuery, Loaded, Mutation, PepperCheck, Store, StoreError, text},
+    store::{
+        Choose, EventQuery, KeyQuery, Loaded, Mutation, PepperCheck, Store, StoreError, WarmPage,
+        WarmQuery, column, text,
+    },
 };
 
 #[path = "row.rs"]
@@ -69,6 +72,23 @@ impl Store for SqlStore {
         Ok(Loaded {
             head: row.try_get("head")?,
             found,
+        })
+    }
+
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
+        let row = query(WARM)
+            .bind(asked.after.unwrap_or(i64::MAX))
+            .bind(asked.now.as_micros())
+            .bind(&asked.pepper_id)
+            .bind(i64::from(asked.size))
+            .bind(WarmPage::FIELD_END)
+            .bind(WarmPage::KEY_END)
+            .fetch_one(&self.reader)
+            .await?;
+        Ok(WarmPage {
+            head: row.try_get("head")?,
+            last: row.try_get("last")?,
+            lines: row.try_get::<Option<_>, _>("lines")?.unwrap_or_default(),
         })
     }
 
@@ -281,7 +301,7 @@ impl Mutation for SqlMutation {
             .bind(request_id)
             .fetch_optional(&mut *self.transaction)
             .await?;
-        row.map(|row| row::key_id(row.try_get(0)?)).transpose()
+        row.map(|row| column::key_id(row.try_get(0)?)).transpose()
     }
 
     async fn list_living(
@@ -296,7 +316,7 @@ impl Mutation for SqlMutation {
             list = list.bind(owner);
         }
         let rows = list.fetch_all(&mut *self.transaction).await?;
-        collect(&rows, |row| row::key_id(row.try_get(0)?))
+        collect(&rows, |row| column::key_id(row.try_get(0)?))
     }
 
     async fn insert_key(

@@ -26,3 +26,4 @@ mod statements;
 mod support;
 mod tools;
 mod traces;
+mod warm;
