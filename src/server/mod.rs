@@ -32,9 +32,11 @@ use crate::{
     grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
     service::{
         cache::Cache,
+        fault::Faults,
         keyring::Keyring,
         log::Log,
         repepper::{self, PepperMismatch, Repepper},
+        replica::Replica,
         secret::Secrets,
         validator::Validator,
         warm::Warmer,
@@ -121,9 +123,16 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
-    let cache = Arc::new(match engine {
-        Engine::Sqlite => Cache::new(config.cache_keys),
-        Engine::Postgres => Cache::off(),
+    let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
+    let replica = Arc::new(Replica::new(
+        Arc::clone(&store),
+        Arc::clone(&cache),
+        clock.clone(),
+        config.lease,
+    ));
+    let following = tokio::spawn({
+        let replica = Arc::clone(&replica);
+        async move { replica.run().await }
     });
     let warmer = Warmer {
         store: Arc::clone(&store),
@@ -143,6 +152,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
+        replica: Arc::clone(&replica),
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
@@ -155,10 +165,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await;
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let readiness = tokio::spawn({
-        let (store, reporter) = (Arc::clone(&store), reporter.clone());
+        let (replica, reporter) = (Arc::clone(&replica), reporter.clone());
         async move {
             warmer.warm(warm_keys).await;
-            health::follow(store, reporter).await;
+            health::follow(replica, reporter).await;
         }
     });
     let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
@@ -197,6 +207,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cut.cancel();
         ended.await.map_err(io::Error::other)?;
     }
+    // Nobody is answered any more: nobody is to wait for this replica.
+    following.abort();
+    let _ = following.await;
+    replica.leave().await;
     // What was cut off may hold on to the store: its statements end with this process.
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");

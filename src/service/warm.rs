@@ -9,11 +9,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     task,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
 
-use super::{cache::Cache, secret::Secrets};
+use super::{
+    cache::{Cache, Ticket},
+    secret::Secrets,
+};
 use crate::{
     domain::{clock::Clock, standing::Standing},
     store::{Store, StoreError, WarmPage, WarmQuery},
@@ -21,6 +24,8 @@ use crate::{
 
 /// How long readiness waits for it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks whether the lease is held.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many keys are read by one statement: few enough that a change seldom overtakes one.
 const PAGE: u32 = 2000;
 /// How often the log is told how far it is.
@@ -42,6 +47,10 @@ impl Warmer {
             // Without a pepper only argon2 can tell whether a secret is right.
             return;
         };
+        // Before it has joined the replicas nothing is kept.
+        while !self.cache.lease().deadline().is_ahead(&*self.clock) {
+            sleep(LOOK_EVERY).await;
+        }
         let (start, mut kept) = (Instant::now(), 0);
         let ended = timeout(PATIENCE, self.fill(pepper, limit, &mut kept)).await;
         let error = match ended {
@@ -70,12 +79,14 @@ impl Warmer {
             }
         };
         let mut told = Instant::now();
+        let mut ticket = self.cache.ticket();
         let mut read = self.store.warm(&page(None)).await?;
         while let Some(last) = read.last {
             // While one core takes a page in, another reads the next.
             let cache = Arc::clone(&self.cache);
-            let taking = task::spawn_blocking(move || take(&cache, &read));
+            let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
             let asked = page(Some(last));
+            ticket = self.cache.ticket();
             read = self.store.warm(&asked).await?;
             *kept += taking.await.unwrap_or_default();
             if told.elapsed() >= TELL_EVERY {
@@ -88,12 +99,12 @@ impl Warmer {
 }
 
 /// Takes a page in, and tells how many keys of it are kept.
-fn take(cache: &Cache, page: &WarmPage) -> usize {
+fn take(cache: &Cache, page: &WarmPage, ticket: Ticket) -> usize {
     // A row that cannot be read is told of when its key is used.
     let keys = page.keys().flatten();
     let kept = keys.filter(|key| {
         let standing = Standing::new(&key.terms());
-        let (entry, keep) = cache.entry(key.key_id, standing, key.mac, page.head);
+        let (entry, keep) = cache.entry(key.key_id, standing, key.mac, page.head, ticket);
         if keep {
             cache.insert(key.key_id, entry);
         }

@@ -5,8 +5,10 @@ use std::{str::FromStr as _, sync::Arc, time::Duration};
 use sqlx::{
     ConnectOptions as _, PgPool,
     migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    query,
 };
+use tokio::{sync::Mutex, time};
 
 use super::{OpenError, Store, text};
 
@@ -25,6 +27,11 @@ const POSITION: &str = "strpos";
 /// Validate from the store.
 const READERS: u32 = 16;
 const WRITERS: u32 = 4;
+/// For what replicas know of each other; one of these listens.
+const PULSES: u32 = 5;
+/// What changes are told by.
+const CHANNEL: &str = "gatekey";
+const LISTEN_RETRY: Duration = Duration::from_secs(1);
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What the server ends by itself, so that a replica that hangs holds up nobody for ever.
@@ -48,8 +55,63 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
 
     let options = options.options(LIMITS);
     let reader = pool(READERS, options.clone()).await?;
-    let writer = pool(WRITERS, options).await?;
-    Ok(Arc::new(sql::SqlStore::new(reader, writer, None)))
+    let writer = pool(WRITERS, options.clone()).await?;
+    let pulse = pool(PULSES, options).await?;
+    Ok(Arc::new(sql::SqlStore {
+        reader,
+        writer,
+        pulse,
+        hints: Hints::default(),
+        lock: None,
+    }))
+}
+
+/// Notifications: they get lost when the listener reconnects, never come behind a transaction
+/// pooler, and a half-open connection brings none.
+#[derive(Default)]
+struct Hints(Mutex<Option<PgListener>>);
+
+impl Hints {
+    /// Not in the mutation's own transaction: there it would take a lock on the whole database,
+    /// and a full queue would fail the commit.
+    async fn send(&self, pool: &PgPool) {
+        // It is only a hint.
+        let _ = query("SELECT pg_notify($1, '')")
+            .bind(CHANNEL)
+            .execute(pool)
+            .await;
+    }
+
+    async fn next(&self, pool: &PgPool) {
+        let mut listener = self.0.lock().await;
+        if listener.is_none() {
+            *listener = listen(pool).await.ok();
+        }
+        let heard = match listener.as_mut() {
+            Some(listener) => {
+                let heard = listener.recv().await.is_ok();
+                // One look is enough for all.
+                while listener.next_buffered().is_some() {}
+                heard
+            }
+            None => false,
+        };
+        if !heard {
+            *listener = None;
+            drop(listener);
+            time::sleep(LISTEN_RETRY).await;
+        }
+    }
+
+    async fn close(&self) {
+        *self.0.lock().await = None;
+    }
+}
+
+async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
 }
 
 async fn pool(connections: u32, options: PgConnectOptions) -> Result<PgPool, OpenError> {

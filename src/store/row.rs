@@ -18,7 +18,7 @@ use crate::{
         tenant::{OnLimit, Tenant},
     },
     store::{
-        StoreError,
+        Member, StoreError,
         column::{cidrs, json, key_id, scope, scopes},
     },
 };
@@ -149,6 +149,15 @@ pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
             details: json(row.try_get("details")?, "details")?,
             trace_id: row.try_get("trace_id")?,
         },
+    })
+}
+
+pub(super) fn member(row: &Row) -> Result<Member, StoreError> {
+    Ok(Member {
+        id: row.try_get("id")?,
+        applied: row.try_get("applied_revision")?,
+        renewals: row.try_get("renewals")?,
+        lease: span(row.try_get("lease")?)?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The warm start: what is in memory before a server says that it is ready.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::grpc::{
     READINESS,
     proto::{
@@ -15,9 +16,9 @@ use tonic_health::pb::{
 use crate::{
     inside::Inside,
     support::{
-        Client, Gatekey,
+        Client, Database, Gatekey, Setup,
         client::{ask, ask_header, new_key, texts},
-        postgres::Database,
+        on_both_engines,
     },
 };
 
@@ -58,7 +59,7 @@ async fn all_kinds(admin: &Client) -> Vec<ValidateRequest> {
     };
     let (_, limited) = admin.create(limited).await;
     let (_, owned) = admin.issue("acme", &["*:read"]).await;
-    let basic = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, format!("api:{owned}"));
+    let basic = BASE64_STANDARD.encode(format!("api:{owned}"));
     let at_web = |question, ip: &str| ValidateRequest {
         audience: "web".to_owned(),
         client_ip: ip.to_owned(),
@@ -96,70 +97,69 @@ async fn suspend(admin: &Client, key: Key) {
     answer.expect("the key is suspended");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_that_can_be_allowed_answer_alike_without_the_store_once_it_is_ready() {
-    let server = Gatekey::sqlite().start().await;
-    let admin = server.admin().await;
-    let (revoked, revoked_plaintext) = admin.issue("default", &["jobs:read"]).await;
-    admin.revoke(&revoked, "lost").await;
-    let (suspended, suspended_plaintext) = admin.issue("default", &["jobs:read"]).await;
-    suspend(&admin, suspended).await;
-    let asked = all_kinds(&admin).await;
-    let before = answers(&admin, &asked).await;
-    let reasons: Vec<_> = before.iter().map(ValidateResponse::reason).collect();
-    let [good, elsewhere] = [Reason::Allowed, Reason::IpNotAllowed];
-    assert_eq!(reasons, [good, good, elsewhere, good, good]);
+on_both_engines! {
+    async fn keys_that_can_be_allowed_answer_alike_without_the_store_once_it_is_ready(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        let (revoked, revoked_plaintext) = admin.issue("default", &["jobs:read"]).await;
+        admin.revoke(&revoked, "lost").await;
+        let (suspended, suspended_plaintext) = admin.issue("default", &["jobs:read"]).await;
+        suspend(&admin, suspended).await;
+        let asked = all_kinds(&admin).await;
+        let before = answers(&admin, &asked).await;
+        let reasons: Vec<_> = before.iter().map(ValidateResponse::reason).collect();
+        let [good, elsewhere] = [Reason::Allowed, Reason::IpNotAllowed];
+        assert_eq!(reasons, [good, good, elsewhere, good, good]);
 
-    let server = server.stop().await.start().await;
-    server.wait_for_log(READY).await;
-    assert!(server.logs().contains(r#""keys":3"#), "{}", server.logs());
-    Inside::of(server.setup()).await.run(LOSE_KEYS).await;
-    let admin = server.admin().await;
-    assert_eq!(answers(&admin, &asked).await, before);
-    for barred in [revoked_plaintext, suspended_plaintext] {
-        let answer = admin.try_validate(ask(&barred)).await;
-        let error = answer.expect_err("it was not read before it was asked about");
-        assert_eq!(error.code(), Code::Unavailable);
+        let server = server.stop().await.start().await;
+        server.wait_for_log(READY).await;
+        assert!(server.logs().contains(r#""keys":3"#), "{}", server.logs());
+        Inside::of(&setup).await.run(LOSE_KEYS).await;
+        let admin = server.admin().await;
+        assert_eq!(answers(&admin, &asked).await, before);
+        for barred in [revoked_plaintext, suspended_plaintext] {
+            let answer = admin.try_validate(ask(&barred)).await;
+            let error = answer.expect_err("it was not read before it was asked about");
+            assert_eq!(error.code(), Code::Unavailable);
+        }
     }
-}
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn as_many_as_asked_for_are_in_memory_the_newest_first() {
-    // More than are read by one statement of the three.
-    for (warm_keys, warm) in [("0", 0), ("2", 2), ("100", 3)] {
-        let setup = Gatekey::sqlite().env("GATEKEY_WARM_KEYS", warm_keys);
+    async fn as_many_as_asked_for_are_in_memory_the_newest_first(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;
         let mut plaintexts = Vec::new();
         for _ in 0..3 {
             plaintexts.push(admin.issue("default", &["jobs:read"]).await.1);
         }
-        let server = server.stop().await.start().await;
-        server.wait_for_log(READY).await;
-        Inside::of(server.setup()).await.run(LOSE_KEYS).await;
-        let admin = server.admin().await;
-        for (age, plaintext) in plaintexts.iter().rev().enumerate() {
-            let answer = admin.try_validate(ask(plaintext)).await;
-            assert_eq!(answer.is_ok(), age < warm, "{warm_keys}: {answer:?}");
+        server.stop().await;
+        let mut inside = Inside::of(&setup).await;
+        for (warm_keys, warm) in [("0", 0), ("2", 2), ("100", 3)] {
+            let server = setup.clone().env("GATEKEY_WARM_KEYS", warm_keys).start().await;
+            server.wait_for_log(READY).await;
+            inside.run(LOSE_KEYS).await;
+            let admin = server.admin().await;
+            for (age, plaintext) in plaintexts.iter().rev().enumerate() {
+                let answer = admin.try_validate(ask(plaintext)).await;
+                assert_eq!(answer.is_ok(), age < warm, "{warm_keys}: {answer:?}");
+            }
+            server.stop().await;
+            inside.run("ALTER TABLE lost RENAME TO keys").await;
         }
     }
-}
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_cannot_be_read_keeps_no_other_from_memory() {
-    let server = Gatekey::sqlite().start().await;
-    let admin = server.admin().await;
-    let (_, good) = admin.issue("default", &["jobs:read"]).await;
-    admin.issue("default", &["broken"]).await;
-    let stopped = server.stop().await;
-    let mut inside = Inside::of(stopped.setup()).await;
-    inside
-        .run(r#"UPDATE keys SET scopes = 'none' WHERE scopes = '["broken"]'"#)
-        .await;
-    let server = stopped.start().await;
-    server.wait_for_log(READY).await;
-    inside.run(LOSE_KEYS).await;
-    assert_eq!(server.admin().await.reason(&good).await, Reason::Allowed);
+    async fn a_key_that_cannot_be_read_keeps_no_other_from_memory(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        let (_, good) = admin.issue("default", &["jobs:read"]).await;
+        admin.issue("default", &["broken"]).await;
+        let stopped = server.stop().await;
+        let mut inside = Inside::of(&setup).await;
+        inside.run(r#"UPDATE keys SET scopes = 'none' WHERE scopes = '["broken"]'"#).await;
+        let server = stopped.start().await;
+        server.wait_for_log(READY).await;
+        inside.run(LOSE_KEYS).await;
+        assert_eq!(server.admin().await.reason(&good).await, Reason::Allowed);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
