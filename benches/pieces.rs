@@ -2,12 +2,12 @@
 //!
 //! What they are together, with gRPC around them, is measured by `cargo bench --bench validate`.
 
-use std::{hint::black_box, net::IpAddr};
+use std::{hint::black_box, net::IpAddr, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatekey::{
     domain::{
-        clock::Timestamp,
+        clock::{SystemClock, Timestamp},
         key::{Grant, HASH_VERSION, Key},
         scope::{Scope, Scopes},
         standing::{Ask, Standing},
@@ -15,7 +15,7 @@ use gatekey::{
         token::{DEFAULT_PREFIX, KeyId, Plaintext, Presented},
         usage::Use,
     },
-    service::{cache::Cache, secret::Peppers, usage::Usage},
+    service::{cache::Cache, fault::Faults, secret::Peppers, usage::Usage},
 };
 
 /// As the server has it.
@@ -47,7 +47,7 @@ fn pieces(criterion: &mut Criterion) {
     criterion.bench_function("look-up among a million keys", |bench| {
         bench.iter(|| {
             cache
-                .get(*ids.next().expect("a cycle has no end"))
+                .get(*ids.next().expect("a cycle has no end"), &SystemClock)
                 .is_some()
         });
     });
@@ -84,10 +84,12 @@ fn pieces(criterion: &mut Criterion) {
 /// A cache with a million keys, and their ids in no order.
 fn filled_cache() -> (Cache, Vec<KeyId>) {
     const KEYS: usize = 1_000_000;
-    let cache = Cache::new(KEYS);
+    let cache = Cache::new(KEYS, Faults::NONE);
+    cache.clear(0);
+    cache.lease().grant(Duration::MAX);
     let ids = new_ids(KEYS);
     for id in &ids {
-        let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0);
+        let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0, cache.ticket());
         cache.insert(*id, entry);
     }
     (cache, ids)

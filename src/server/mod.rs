@@ -32,9 +32,11 @@ use crate::{
     grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
     service::{
         cache::Cache,
+        fault::Faults,
         keyring::Keyring,
         log::Log,
         repepper::{self, PepperMismatch, Repepper},
+        replica::Replica,
         secret::Secrets,
         usage::Usage,
         validator::Validator,
@@ -111,19 +113,20 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| StartError::Setting {
-            variable: "GATEKEY_LISTEN",
-            value: config.listen.to_string(),
-            why: error.to_string(),
-        })?;
+    let listener = bind(config).await?;
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
-    let cache = Arc::new(match engine {
-        Engine::Sqlite => Cache::new(config.cache_keys),
-        Engine::Postgres => Cache::off(),
+    let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
+    let replica = Arc::new(Replica::new(
+        Arc::clone(&store),
+        Arc::clone(&cache),
+        clock.clone(),
+        config.lease,
+    ));
+    let following = tokio::spawn({
+        let replica = Arc::clone(&replica);
+        async move { replica.run().await }
     });
     let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
     let keyring = Keyring::new(
@@ -138,6 +141,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
+        replica: Arc::clone(&replica),
         usage,
         clock,
         admin,
@@ -149,7 +153,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     reporter
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
-    let readiness = tokio::spawn(health::follow(Arc::clone(&store), reporter.clone()));
+    let readiness = tokio::spawn(health::follow(Arc::clone(&replica), reporter.clone()));
     let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
     let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))
@@ -186,7 +190,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cut.cancel();
         ended.await.map_err(io::Error::other)?;
     }
-    // After the last call that could use a key, before the store is closed.
+    // Nobody is answered any more: nobody is to wait for this replica.
+    following.abort();
+    let _ = following.await;
+    replica.leave().await;
+    // Nobody uses a key any more.
     writing.finish().await;
     // What was cut off may hold on to the store: its statements end with this process.
     let _ = time::timeout(CLOSE, store.close()).await;
@@ -212,6 +220,16 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             Err(error) => return Err(bad_store(config, &error)),
         }
     }
+}
+
+/// Takes the port.
+async fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(config.listen).await;
+    bound.map_err(|error| StartError::Setting {
+        variable: "GATEKEY_LISTEN",
+        value: config.listen.to_string(),
+        why: error.to_string(),
+    })
 }
 
 fn bad_store(config: &Config, error: &OpenError) -> StartError {
