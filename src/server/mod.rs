@@ -115,13 +115,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| StartError::Setting {
-            variable: "GATEKEY_LISTEN",
-            value: config.listen.to_string(),
-            why: error.to_string(),
-        })?;
+    let listener = bind(config).await?;
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
@@ -222,6 +216,16 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             Err(error) => return Err(bad_store(config, &error)),
         }
     }
+}
+
+/// Takes the port.
+async fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(config.listen).await;
+    bound.map_err(|error| StartError::Setting {
+        variable: "GATEKEY_LISTEN",
+        value: config.listen.to_string(),
+        why: error.to_string(),
+    })
 }
 
 fn bad_store(config: &Config, error: &OpenError) -> StartError {

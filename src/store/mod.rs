@@ -6,6 +6,7 @@
 //! [`StoreError`]'s source, for the log.
 
 mod column;
+pub mod listing;
 mod postgres;
 mod sqlite;
 pub mod text;
@@ -135,6 +136,15 @@ pub struct KeyQuery {
     pub expires_before: Option<Timestamp>,
 }
 
+/// Keys found for a page.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub keys: Vec<Key>,
+    /// Where the list goes on if nothing follows in `keys`: further than this was not looked.
+    /// `None`: there is nothing further.
+    pub looked_to: Option<i64>,
+}
+
 /// Which events to list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventQuery {
@@ -171,14 +181,14 @@ pub trait Store: Replicas {
     /// The key of that id, with its last use.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;
 
-    /// Keys with their last uses, newest first; a page's cursor is the `created_revision` of its last key. States are
+    /// Keys with their last uses, newest first; a page's cursor is a `created_revision`. States are
     /// those at `now`.
     async fn list_keys(
         &self,
         query: &KeyQuery,
         now: Timestamp,
         page: &Page,
-    ) -> Result<Vec<Key>, StoreError>;
+    ) -> Result<Listed, StoreError>;
 
     /// The owner of that name.
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;

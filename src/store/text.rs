@@ -1,7 +1,7 @@
 //! The statements, the same for both engines, in words that both understand.
 //!
 //! A test prepares each of [`ALL`] on both. Lists with optional filters are built in `sql.rs`
-//! from the selections here.
+//! from the selections here, that of keys in `listing.rs`.
 
 macro_rules! key_columns {
     () => {
@@ -17,14 +17,12 @@ macro_rules! key_columns {
     };
 }
 
-/// Keys `k` with their last uses.
-macro_rules! used_keys {
+/// Those of keys `k` and their last uses `u`.
+macro_rules! used_key_columns {
     () => {
         concat!(
-            "SELECT ",
             key_columns!(),
-            ", u.last_used_at AS u_last_used_at, u.last_used_ip AS u_last_used_ip \
-             FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE "
+            ", u.last_used_at AS u_last_used_at, u.last_used_ip AS u_last_used_ip"
         )
     };
 }
@@ -111,7 +109,10 @@ statements! {
          LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
          LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
     );
-    FIND_KEY = concat!(used_keys!(), "k.key_id = $1");
+    FIND_KEY = concat!(
+        "SELECT ", used_key_columns!(),
+        " FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE k.key_id = $1"
+    );
     FIND_REQUEST = "SELECT key_id FROM keys WHERE tenant_id = $1 AND request_id = $2";
     LIST_LIVING =
         concat!("SELECT key_id FROM keys WHERE ", living!(), " ORDER BY created_revision");
@@ -183,8 +184,8 @@ statements! {
 pub const REPLICAS_OF_ONE_PROCESS: &str = "CREATE TEMP TABLE replicas (id TEXT PRIMARY KEY, \
      applied_revision INTEGER NOT NULL, renewals INTEGER NOT NULL, lease INTEGER NOT NULL)";
 
-/// Keys, to be followed by conditions.
-pub(super) const LIST_KEYS: &str = concat!(used_keys!(), "k.tenant_id = ");
+/// What is read of a key and its last use.
+pub(super) const USED_KEY_COLUMNS: &str = used_key_columns!();
 /// Tenants, to be followed by conditions.
 pub(super) const LIST_TENANTS: &str = concat!(
     "SELECT ",

@@ -23,8 +23,8 @@ use gatekey::{
         usage::Uses,
     },
     store::{
-        Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
-        StoreError, WarmPage, WarmQuery,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
+        Store, StoreError, WarmPage, WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -324,12 +324,7 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
-    async fn list_keys(
-        &self,
-        _: &KeyQuery,
-        _: Timestamp,
-        _: &Page,
-    ) -> Result<Vec<Key>, StoreError> {
+    async fn list_keys(&self, _: &KeyQuery, _: Timestamp, _: &Page) -> Result<Listed, StoreError> {
         unreachable!("the model does not ask for this")
     }
 
