@@ -9,12 +9,14 @@ use std::{
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rustix::process::{Signal, geteuid};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
+use tokio::time;
 
 use crate::{
     helm::{self, Release, env, lifecycle, text},
@@ -24,6 +26,8 @@ use crate::{
 
 /// Whom the image and the chart run the server as.
 const USER: u32 = 65532;
+/// How long a server that serves may take to be ready.
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The image that the Dockerfile's last stage describes.
 struct Image {
@@ -58,11 +62,11 @@ impl Image {
             health: Vec::new(),
         };
         // What the stage before has made, with the binary under test in the place of the release.
-        let built = image.folder.path().join("built");
+        let before = image.folder.path().join("build");
         let script = repository().join("docker/rootfs.sh");
         let binary = env!("CARGO_BIN_EXE_gatekey");
-        tool::run(Command::new(script).arg(binary).arg(built.join("rootfs")));
-        fs::create_dir(built.join("data")).expect("a new folder");
+        tool::run(Command::new(script).arg(binary).arg(before.join("rootfs")));
+        fs::create_dir(before.join("data")).expect("a new folder");
         fs::create_dir(image.root()).expect("a new folder");
 
         let lines = stage
@@ -72,10 +76,10 @@ impl Image {
             let (instruction, rest) = line.split_once(' ').expect("an instruction says something");
             let words: Vec<_> = rest.split(' ').collect();
             match (instruction, &*words) {
-                ("COPY", ["--from=build", from, to]) => image.copy(&built, from, to, 0),
+                ("COPY", ["--from=build", from, to]) => image.copy(&before, from, to, 0),
                 ("COPY", ["--from=build", owner, from, to]) => {
                     assert_eq!(*owner, format!("--chown={USER}:{USER}"));
-                    image.copy(&built, from, to, USER);
+                    image.copy(&before, from, to, USER);
                 }
                 ("WORKDIR", [directory]) => (*directory).clone_into(&mut image.directory),
                 ("USER", [user]) => assert_eq!(*user, format!("{USER}:{USER}")),
@@ -85,7 +89,7 @@ impl Image {
                 }
                 ("EXPOSE", _) => {}
                 ("HEALTHCHECK", _) => {
-                    image.health = words_of(rest.split_once("CMD ").expect("a command").1)
+                    image.health = words_of(rest.split_once("CMD ").expect("a command").1);
                 }
                 ("ENTRYPOINT", _) => image.entrypoint = words_of(rest),
                 _ => panic!("what does {line:?} do?"),
@@ -125,19 +129,20 @@ impl Image {
         writable: Option<&(PathBuf, PathBuf)>,
     ) -> Program {
         let root = self.root().display().to_string();
-        let mut script = format!("mount --bind {root} {root}\n");
+        let mount = |options: &str, from: &Path, to: &Path| {
+            format!("mount {options} {} {}", from.display(), to.display())
+        };
+        let mut script = vec![mount("--bind", &self.root(), &self.root())];
         for (source, target) in mounts.iter().chain(writable) {
-            script += &format!("mount --bind {} {}\n", source.display(), target.display());
+            script.push(mount("--bind", source, target));
         }
-        for target in mounts
-            .iter()
-            .map(|(_, target)| target)
-            .chain([&self.root()])
-        {
-            script += &format!("mount -o remount,bind,ro {}\n", target.display());
+        for target in mounts.iter().map(|(_, target)| target) {
+            script.push(mount("-o remount,bind,ro", Path::new(""), target));
         }
+        script.push(mount("-o remount,bind,ro", Path::new(""), &self.root()));
         // Each word becomes the next: the process is the server's own in the end.
-        script += "exec setpriv --no-new-privs unshare \"$@\"";
+        script.push("exec setpriv --no-new-privs unshare \"$@\"".into());
+        let script = script.join("\n");
         let (outside, inside) = if geteuid().is_root() {
             (
                 vec![],
@@ -239,11 +244,14 @@ async fn deployed(values: Json, database: Option<&str>) {
     let address = running.serving().await;
     confined(running.id(), writable.is_some());
 
-    // Ready, by the image's own health check.
-    let mut ready = image.command(&image.health, &[], None);
-    ready = ready.env("GATEKEY_LISTEN", address.to_string());
-    running.wait_for("ready").await;
-    ready.end().await.was_silent();
+    // Ready, by the image's own health check, which asks as often as a probe.
+    let ready = async {
+        let ask = || image.command(&image.health, &[], None);
+        let ask = || ask().env("GATEKEY_LISTEN", address.to_string());
+        while !ask().end().await.status.success() {}
+    };
+    let ready = time::timeout(DEADLINE, ready).await;
+    ready.expect("a server that serves becomes ready");
 
     let tested = lifecycle::run(&release, address, &secrets[0].0, &tool::grpcurl());
     lifecycle::passed(&tested);

@@ -97,8 +97,8 @@ fn ask(requests: &[Json]) -> Vec<Json> {
         .spawn()
         .expect("python3 was seen to run");
     let mut stdin = child.stdin.take().expect("a pipe");
-    let lines: String = requests.iter().map(|it| format!("{it}\n")).collect();
-    let writer = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
+    let lines: Vec<_> = requests.iter().map(Json::to_string).collect();
+    let writer = std::thread::spawn(move || writeln!(stdin, "{}", lines.join("\n")));
     let output = child.wait_with_output().expect("it is our child");
     writer.join().expect("it cannot panic").expect("it reads");
     assert!(output.status.success(), "chart.py failed, see above");

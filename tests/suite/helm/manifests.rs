@@ -158,16 +158,16 @@ fn options() -> Vec<(&'static str, Json)> {
 
 /// All options, on PostgreSQL and, where that can be, on SQLite; and everything at once.
 fn every_release() -> Vec<(String, Release)> {
-    let mut named = vec![
+    let mut all = vec![
         ("PostgreSQL".to_owned(), minimal()),
         ("everything".to_owned(), everything()),
     ];
-    named.push((
+    all.push((
         "SQLite".to_owned(),
         json!({"database": {"engine": "sqlite"}}),
     ));
     let claim = json!({"database": {"engine": "sqlite"}, "sqlite": {"existingClaim": "mine"}});
-    named.push(("SQLite, own volume".to_owned(), claim));
+    all.push(("SQLite, own volume".to_owned(), claim));
     for (name, option) in options() {
         for database in [json!({"existingSecret": "db"}), json!({"engine": "sqlite"})] {
             let sqlite = database["engine"] == "sqlite";
@@ -176,10 +176,10 @@ fn every_release() -> Vec<(String, Release)> {
             }
             let mut values = option.clone();
             values["database"] = database;
-            named.push((format!("{name}, SQLite: {sqlite}"), values));
+            all.push((format!("{name}, SQLite: {sqlite}"), values));
         }
     }
-    let (names, values): (Vec<_>, Vec<_>) = named.into_iter().unzip();
+    let (names, values): (Vec<_>, Vec<_>) = all.into_iter().unzip();
     names.into_iter().zip(releases(values)).collect()
 }
 
