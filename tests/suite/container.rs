@@ -34,6 +34,7 @@ struct Image {
     folder: TempDir,
     env: Vec<(String, String)>,
     directory: String,
+    user: u32,
     entrypoint: Vec<String>,
     health: Vec<String>,
 }
@@ -58,6 +59,7 @@ impl Image {
             folder: TempDir::with_prefix("gatekey-image-").expect("a temporary folder"),
             env: Vec::new(),
             directory: "/".into(),
+            user: 0,
             entrypoint: Vec::new(),
             health: Vec::new(),
         };
@@ -82,7 +84,12 @@ impl Image {
                     image.copy(&before, from, to, USER);
                 }
                 ("WORKDIR", [directory]) => (*directory).clone_into(&mut image.directory),
-                ("USER", [user]) => assert_eq!(*user, format!("{USER}:{USER}")),
+                ("USER", [user]) => {
+                    // A name would not do: Kubernetes could not tell that it is not root.
+                    let (user, group) = user.split_once(':').expect("user:group");
+                    assert_eq!(user, group);
+                    image.user = user.parse().expect("a number");
+                }
                 ("ENV", [variable]) => {
                     let (name, value) = variable.split_once('=').expect("NAME=value");
                     image.env.push((name.into(), value.into()));
@@ -102,9 +109,9 @@ impl Image {
         self.folder.path().join("root")
     }
 
-    fn copy(&self, built: &Path, from: &str, to: &str, owner: u32) {
+    fn copy(&self, before: &Path, from: &str, to: &str, owner: u32) {
         let (from, to) = (
-            built.join(from.trim_start_matches('/')),
+            before.join(from.trim_start_matches('/')),
             self.root().join(to.trim_start_matches('/')),
         );
         fs::create_dir_all(&to).expect("a folder of our own");
@@ -128,7 +135,6 @@ impl Image {
         mounts: &[(PathBuf, PathBuf)],
         writable: Option<&(PathBuf, PathBuf)>,
     ) -> Program {
-        let root = self.root().display().to_string();
         let mount = |options: &str, from: &Path, to: &Path| {
             format!("mount {options} {} {}", from.display(), to.display())
         };
@@ -140,36 +146,29 @@ impl Image {
             script.push(mount("-o remount,bind,ro", Path::new(""), target));
         }
         script.push(mount("-o remount,bind,ro", Path::new(""), &self.root()));
-        // Each word becomes the next: the process is the server's own in the end.
-        script.push("exec setpriv --no-new-privs unshare \"$@\"".into());
-        let script = script.join("\n");
+        let user = self.user;
         let (outside, inside) = if geteuid().is_root() {
-            (
-                vec![],
-                vec![format!("--setgid={USER}"), format!("--setuid={USER}")],
-            )
+            (&["--mount"][..], format!("--setgid={user} --setuid={user}"))
         } else {
-            let user = [format!("--map-user={USER}"), format!("--map-group={USER}")];
             (
-                vec!["--user", "--map-root-user"],
-                [vec!["--user".into()], user.to_vec()].concat(),
+                &["--user", "--map-root-user", "--mount"][..],
+                format!("--user --map-user={user} --map-group={user}"),
             )
         };
-        let inside = [
-            inside,
-            vec![
-                format!("--root={root}"),
-                format!("--wd={}", self.directory),
-                "--".into(),
-            ],
-        ];
-        let inside = inside.concat();
-        let all: Vec<&str> = [outside, vec!["--mount", "sh", "-euc", &script, "sh"]]
+        // Each becomes the next: the process is the server's own in the end.
+        script.push(format!(
+            "exec setpriv --no-new-privs unshare {inside} --root={} --wd={} -- \"$@\"",
+            self.root().display(),
+            self.directory
+        ));
+        let script = script.join("\n");
+        let words = words.iter().map(String::as_str);
+        let launch: Vec<_> = [outside, &["sh", "-euc", &script, "sh"]]
             .concat()
             .into_iter()
-            .chain(inside.iter().chain(words).map(String::as_str))
+            .chain(words)
             .collect();
-        let mut program = Program::through("unshare", self.folder.path(), &all);
+        let mut program = Program::through("unshare", self.folder.path(), &launch);
         for (name, value) in &self.env {
             program = program.env(name, value);
         }

@@ -8,6 +8,7 @@ or null for a rendering without a cluster. Answers each with a line:
   against them; `unknown`: kinds that Kubernetes has no schema for.
 """
 
+import functools
 import http.server
 import json
 import sys
@@ -16,6 +17,9 @@ import threading
 import helm_python as helm
 import kubernetes_validate
 import yaml
+
+# It would read its schemas, 2 MB a version, again for each object.
+kubernetes_validate.utils.schema_contents = functools.lru_cache(kubernetes_validate.utils.schema_contents)
 
 # The oldest that Chart.yaml allows, and the newest there are schemas for.
 VERSIONS = ["1.30", "1.37"]
