@@ -2,19 +2,19 @@
 //!
 //! What they are together, with gRPC around them, is measured by `cargo bench --bench validate`.
 
-use std::{hint::black_box, net::IpAddr};
+use std::{hint::black_box, net::IpAddr, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatekey::{
     domain::{
-        clock::Timestamp,
+        clock::{SystemClock, Timestamp},
         key::{Grant, HASH_VERSION, Key},
         scope::{Scope, Scopes},
         standing::{Ask, Standing},
         tenant::Tenant,
         token::{DEFAULT_PREFIX, KeyId, Plaintext, Presented},
     },
-    service::{cache::Cache, secret::Peppers},
+    service::{cache::Cache, fault::Faults, secret::Peppers},
 };
 
 /// As the server has it.
@@ -46,7 +46,7 @@ fn pieces(criterion: &mut Criterion) {
     criterion.bench_function("look-up among a million keys", |bench| {
         bench.iter(|| {
             cache
-                .get(*ids.next().expect("a cycle has no end"))
+                .get(*ids.next().expect("a cycle has no end"), &SystemClock)
                 .is_some()
         });
     });
@@ -70,13 +70,15 @@ fn pieces(criterion: &mut Criterion) {
 /// A cache with a million keys, and their ids in no order.
 fn filled_cache() -> (Cache, Vec<KeyId>) {
     const KEYS: usize = 1_000_000;
-    let cache = Cache::new(KEYS);
+    let cache = Cache::new(KEYS, Faults::NONE);
+    cache.clear(0);
+    cache.lease().grant(Duration::MAX);
     let mut rng = rand::rng();
     let ids: Vec<_> = (0..KEYS)
         .map(|_| Plaintext::mint(DEFAULT_PREFIX, &mut rng).0)
         .collect();
     for id in &ids {
-        let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0);
+        let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0, cache.ticket());
         cache.insert(*id, entry);
     }
     (cache, ids)

@@ -1,9 +1,11 @@
 //! Time as the domain sees it: a point on the wall clock, in microseconds.
 //!
 //! Nothing in the domain reads a clock; the time is handed in. `SystemClock` is the one place
-//! that asks the machine.
+//! that asks the machine. Where only a span counts, it is measured by `uptime`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// A point in time: microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -43,6 +45,10 @@ impl Timestamp {
 pub trait Clock: Send + Sync + 'static {
     /// The wall clock's time.
     fn now(&self) -> Timestamp;
+
+    /// How long it is since some point before, which no setting of the wall clock changes, and
+    /// which goes on while the machine sleeps: two of these say how long something took.
+    fn uptime(&self) -> Duration;
 }
 
 /// The machine's own clock.
@@ -57,5 +63,11 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         Timestamp(0).after(since.unwrap_or_default())
+    }
+
+    fn uptime(&self) -> Duration {
+        // Not `Instant`, which stands still while the machine sleeps.
+        let time = clock_gettime(ClockId::Boottime);
+        Duration::try_from(time).unwrap_or_default()
     }
 }

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Doors, convert,
     parse::Fields,
+    patience::Patience,
     proto::{
         self, CreateKeyRequest, CreateKeyResponse, GetKeyRequest, GetKeyResponse, ListKeysRequest,
         ListKeysResponse, LookupKeyRequest, LookupKeyResponse, RevokeKeyRequest, RevokeKeyResponse,
@@ -19,8 +20,7 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::Action, clock::Timestamp, credential::Credential, enforcement::Enforcement,
-        key::KeyState, token::KeyId,
+        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, token::KeyId,
     },
     service::keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
     store::KeyQuery,
@@ -32,19 +32,24 @@ const UNKNOWN_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// The longest overlap of a rotation: 30 days.
 const OVERLAP_MAX: std::time::Duration = std::time::Duration::from_hours(30 * 24);
 
-/// What is committed counts in this process's memory at once, and where there may be other
-/// processes nothing is kept in memory.
-pub(super) const ENFORCED: Enforcement = Enforcement::Enforced;
-
 #[tonic::async_trait]
 impl KeyService for Doors {
     async fn create_key(
         &self,
         request: Request<CreateKeyRequest>,
     ) -> Result<Response<CreateKeyResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::KeysCreate).await?;
         let new = parse_new_key(request.into_inner(), self.clock.now())?;
-        let Issued { key, plaintext } = self.keyring.create(&caller, new).await?;
+        let Issued {
+            key,
+            plaintext,
+            replaced,
+        } = self.keyring.create(&caller, new).await?;
+        if replaced {
+            // There is no field to say how that went: it is in the old keys' own answers.
+            self.enforced(key.revision, patience).await;
+        }
         Ok(Response::new(CreateKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
             plaintext_key: plaintext.expose().to_owned(),
@@ -105,16 +110,18 @@ impl KeyService for Doors {
         &self,
         request: Request<RevokeKeyRequest>,
     ) -> Result<Response<RevokeKeyResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::KeysRevoke).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.tenant_id("tenant_id", request.tenant_id);
         let reason = fields.text("reason", request.reason);
         let id = parse_key_id(fields, &request.key_id)?;
-        let key = self.keyring.revoke(&caller, &tenant, id, reason).await?;
+        let (key, since) = self.keyring.revoke(&caller, &tenant, id, reason).await?;
+        let enforcement = self.enforced(since, patience).await;
         Ok(Response::new(RevokeKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
-            enforcement: Some(convert::enforcement(ENFORCED)),
+            enforcement: Some(enforcement),
         }))
     }
 
@@ -122,6 +129,7 @@ impl KeyService for Doors {
         &self,
         request: Request<RevokeKeysRequest>,
     ) -> Result<Response<RevokeKeysResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::KeysRevoke).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
@@ -134,9 +142,14 @@ impl KeyService for Doors {
             .keyring
             .revoke_all(&caller, &tenant, owner, reason, dry_run)
             .await?;
+        let enforcement = if dry_run {
+            None
+        } else {
+            Some(self.enforced(revoked.since, patience).await)
+        };
         Ok(Response::new(RevokeKeysResponse {
             revoked_count: i32::try_from(revoked.count).unwrap_or(i32::MAX),
-            enforcement: (!dry_run).then(|| convert::enforcement(ENFORCED)),
+            enforcement,
             revision: revoked.revision.unwrap_or_default(),
         }))
     }
@@ -145,6 +158,7 @@ impl KeyService for Doors {
         &self,
         request: Request<RotateKeyRequest>,
     ) -> Result<Response<RotateKeyResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::KeysRotate).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
@@ -163,14 +177,15 @@ impl KeyService for Doors {
             ),
         };
         let id = parse_key_id(fields, &request.key_id)?;
-        let Issued { key, plaintext } = self
+        let Issued { key, plaintext, .. } = self
             .keyring
             .rotate(&caller, tenant.as_deref(), id, rotation)
             .await?;
+        let enforcement = self.enforced(key.revision, patience).await;
         Ok(Response::new(RotateKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
             plaintext_key: plaintext.expose().to_owned(),
-            enforcement: Some(convert::enforcement(ENFORCED)),
+            enforcement: Some(enforcement),
         }))
     }
 
@@ -222,6 +237,7 @@ impl KeyService for Doors {
         &self,
         request: Request<UpdateKeyRequest>,
     ) -> Result<Response<UpdateKeyResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::KeysUpdate).await?;
         let request = request.into_inner();
         let key = request.key.unwrap_or_default();
@@ -235,9 +251,10 @@ impl KeyService for Doors {
             .keyring
             .update(&caller, tenant.as_deref(), id, patch)
             .await?;
+        let enforcement = self.enforced(key.revision, patience).await;
         Ok(Response::new(UpdateKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
-            enforcement: Some(convert::enforcement(ENFORCED)),
+            enforcement: Some(enforcement),
         }))
     }
 }

@@ -14,6 +14,7 @@ mod front;
 mod keys;
 mod owners;
 mod parse;
+mod patience;
 mod redact;
 mod status;
 mod tenants;
@@ -27,9 +28,12 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::patience::Patience;
 use crate::{
     domain::clock::Clock,
-    service::{keyring::Keyring, log::Log, secret::AdminToken, validator::Validator},
+    service::{
+        keyring::Keyring, log::Log, replica::Replica, secret::AdminToken, validator::Validator,
+    },
 };
 
 /// What the proto files define, as Rust.
@@ -51,6 +55,7 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 pub struct Doors {
     pub validator: Validator,
     pub keyring: Keyring,
+    pub replica: Arc<Replica>,
     pub log: Log,
     pub clock: Arc<dyn Clock>,
     pub admin: AdminToken,
@@ -61,6 +66,12 @@ pub struct Doors {
 }
 
 impl Doors {
+    /// Waits until a change is enforced everywhere, or the caller's patience ends, and tells.
+    async fn enforced(&self, revision: i64, patience: Patience) -> proto::Enforcement {
+        let enforcement = self.replica.enforced(revision, patience.left()).await;
+        convert::enforcement(enforcement)
+    }
+
     /// The routes of all four services, beside `others`.
     fn routes(doors: &Arc<Self>, others: Routes) -> Routes {
         use proto::{

@@ -4,8 +4,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Doors, convert,
-    keys::ENFORCED,
     parse::Fields,
+    patience::Patience,
     proto::{
         self, DeleteOwnerRequest, DeleteOwnerResponse, GetOwnerRequest, GetOwnerResponse,
         ListOwnersRequest, ListOwnersResponse, PutOwnerRequest, PutOwnerResponse,
@@ -21,12 +21,14 @@ impl OwnerService for Doors {
         &self,
         request: Request<PutOwnerRequest>,
     ) -> Result<Response<PutOwnerResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::OwnersWrite).await?;
         let owner = parse_owner(request.into_inner().owner.unwrap_or_default())?;
         let owner = self.keyring.put_owner(&caller, owner).await?;
+        let enforcement = self.enforced(owner.revision, patience).await;
         Ok(Response::new(PutOwnerResponse {
             owner: Some(convert::owner(owner)),
-            enforcement: Some(convert::enforcement(ENFORCED)),
+            enforcement: Some(enforcement),
         }))
     }
 
@@ -75,13 +77,15 @@ impl OwnerService for Doors {
         &self,
         request: Request<DeleteOwnerRequest>,
     ) -> Result<Response<DeleteOwnerResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::OwnersWrite).await?;
         let request = request.into_inner();
         let (tenant, owner) = parse_name(request.tenant_id, request.owner_id)?;
         let owner = self.keyring.delete_owner(&caller, &tenant, &owner).await?;
+        let enforcement = self.enforced(owner.revision, patience).await;
         Ok(Response::new(DeleteOwnerResponse {
             owner: Some(convert::owner(owner)),
-            enforcement: Some(convert::enforcement(ENFORCED)),
+            enforcement: Some(enforcement),
         }))
     }
 }

@@ -4,8 +4,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Doors, convert,
-    keys::ENFORCED,
     parse::{Fields, is_name},
+    patience::Patience,
     proto::{
         self, GetTenantRequest, GetTenantResponse, ListTenantsRequest, ListTenantsResponse,
         PutTenantRequest, PutTenantResponse, tenant_service_server::TenantService,
@@ -27,12 +27,14 @@ impl TenantService for Doors {
         &self,
         request: Request<PutTenantRequest>,
     ) -> Result<Response<PutTenantResponse>, Status> {
+        let patience = Patience::of(request.metadata());
         let caller = self.identify(&request, Action::TenantsWrite).await?;
         let tenant = parse_tenant(request.into_inner().tenant.unwrap_or_default())?;
         let tenant = self.keyring.put_tenant(&caller, tenant).await?;
+        let enforcement = self.enforced(tenant.revision, patience).await;
         Ok(Response::new(PutTenantResponse {
             tenant: Some(convert::tenant(tenant)),
-            enforcement: Some(convert::enforcement(ENFORCED)),
+            enforcement: Some(enforcement),
         }))
     }
 

@@ -6,6 +6,7 @@
 use std::{
     env, fmt,
     net::{SocketAddr, ToSocketAddrs as _},
+    ops::RangeInclusive,
     path::PathBuf,
     process::ExitCode,
     thread,
@@ -22,6 +23,10 @@ use super::telemetry::LogFormat;
 
 /// The value of `GATEKEY_PEPPER_FILE` that means none at all.
 pub const NO_PEPPER: &str = "none";
+
+/// How long a lease may be: a shorter one could not be renewed in time, a longer one would make
+/// revocations wait for a lost replica for ever.
+const LEASES: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_hours(1);
 
 /// Issues, lists, revokes and validates API keys over gRPC.
 #[derive(Parser, Debug)]
@@ -90,6 +95,11 @@ pub struct Config {
     /// How many keys are held in memory
     #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
     pub cache_keys: usize,
+
+    /// How long a replica that lost the store may still answer from memory, and the longest that a
+    /// revocation waits for a lost replica; the same for all replicas
+    #[arg(long, env = "GATEKEY_LEASE", default_value = "10s", value_name = "DURATION", value_parser = parse_lease, global = true)]
+    pub lease: Duration,
 
     /// Serving threads [default: one a core]
     #[arg(long, env = "GATEKEY_WORKERS", value_name = "THREADS", value_parser = parse_count, global = true)]
@@ -186,6 +196,7 @@ impl fmt::Debug for Config {
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
             .field("cache_keys", &self.cache_keys)
+            .field("lease", &self.lease)
             .field("workers", &self.workers)
             .field("validate_auth", &self.validate_auth)
             .field("drain", &self.drain)
@@ -272,6 +283,15 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 fn parse_span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "must be a duration with its unit, such as 500ms, 10s or 15m".to_owned())
+}
+
+fn parse_lease(text: &str) -> Result<Duration, String> {
+    let lease = parse_span(text)?;
+    if LEASES.contains(&lease) {
+        Ok(lease)
+    } else {
+        Err("must be between 500ms and 1h".to_owned())
+    }
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {

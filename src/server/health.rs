@@ -12,25 +12,26 @@ use tonic_health::{
 use tracing::{info, warn};
 
 use super::{StartError, config::Config};
-use crate::{grpc::READINESS, store::Store};
+use crate::{grpc::READINESS, service::replica::Replica};
 
-/// How often the store is asked.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long it may take to answer, and how long `gatekey health` waits.
+/// How often the lease is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long `gatekey health` waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Keeps readiness true: serving while the store answers. Ends when dropped.
-pub async fn follow(store: Arc<dyn Store>, reporter: HealthReporter) {
+/// Keeps readiness true: serving while the lease is held, which the store has granted. Ends when
+/// dropped.
+pub async fn follow(replica: Arc<Replica>, reporter: HealthReporter) {
     let mut ready = false;
     let mut looks = time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        let answers = matches!(time::timeout(PATIENCE, store.head()).await, Ok(Ok(_)));
-        if answers == ready {
+        let held = !replica.lease_left().is_zero();
+        if held == ready {
             continue;
         }
-        ready = answers;
+        ready = held;
         let status = if ready {
             ServingStatus::Serving
         } else {
@@ -40,7 +41,7 @@ pub async fn follow(store: Arc<dyn Store>, reporter: HealthReporter) {
         if ready {
             info!("ready");
         } else {
-            warn!("not ready: the store does not answer");
+            warn!("not ready: the lease has ended, and the store does not answer");
         }
     }
 }

@@ -32,9 +32,11 @@ use crate::{
     grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
     service::{
         cache::Cache,
+        fault::Faults,
         keyring::Keyring,
         log::Log,
         repepper::{self, PepperMismatch, Repepper},
+        replica::Replica,
         secret::Secrets,
         validator::Validator,
     },
@@ -120,9 +122,16 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
-    let cache = Arc::new(match engine {
-        Engine::Sqlite => Cache::new(config.cache_keys),
-        Engine::Postgres => Cache::off(),
+    let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
+    let replica = Arc::new(Replica::new(
+        Arc::clone(&store),
+        Arc::clone(&cache),
+        clock.clone(),
+        config.lease,
+    ));
+    let following = tokio::spawn({
+        let replica = Arc::clone(&replica);
+        async move { replica.run().await }
     });
     let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
     let keyring = Keyring::new(
@@ -136,6 +145,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
+        replica: Arc::clone(&replica),
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
@@ -146,7 +156,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     reporter
         .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
         .await;
-    let readiness = tokio::spawn(health::follow(Arc::clone(&store), reporter.clone()));
+    let readiness = tokio::spawn(health::follow(Arc::clone(&replica), reporter.clone()));
     let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
     let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
     let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))
@@ -183,6 +193,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cut.cancel();
         ended.await.map_err(io::Error::other)?;
     }
+    // Nobody is answered any more: nobody is to wait for this replica.
+    following.abort();
+    let _ = following.await;
+    replica.leave().await;
     // What was cut off may hold on to the store: its statements end with this process.
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");

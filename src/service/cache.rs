@@ -1,12 +1,16 @@
 //! Verified keys in memory, and the guard that keeps what changed from coming back.
 //!
 //! Nothing is ever removed because of a change. Each key, owner and tenant has an epoch, which a
-//! change to it advances; an entry carries the sum of its three epochs, and counts only while
-//! that is still the sum. Epochs only grow, so that an equal sum means three equal epochs.
+//! change to it advances; an entry carries the sum of its three epochs and of one for
+//! everything, and counts only while that is still the sum. Epochs only grow, so that an equal sum
+//! means equal epochs.
 //!
 //! The guard against a load that began before a change and ends after it: a change is announced
 //! (`announced`) before it advances epochs, and a loaded row is taken in only if it is as new as
-//! everything announced, looked at after its epochs were read.
+//! everything announced, looked at after its epochs were read. A load that began before this
+//! process joined the replicas (anew) is not taken in at all: a [`Ticket`] tells.
+//!
+//! Memory answers only while the [`Lease`] is held.
 
 use std::sync::{
     Arc,
@@ -14,15 +18,20 @@ use std::sync::{
 };
 
 use quick_cache::{
-    DefaultHashBuilder, OptionsBuilder, Weighter,
+    DefaultHashBuilder, Weighter,
     sync::{Cache as QuickCache, DefaultLifecycle, EntryAction, EntryResult, PlaceholderGuard},
 };
 
-use crate::domain::{event::Touched, standing::Standing, token::KeyId};
+use super::{
+    fault::{Fault, Faults},
+    lease::Lease,
+};
+use crate::domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId};
 
-/// How many epochs there are. Two things that share one cost each other a reload, no more; one
-/// epoch is four bytes.
-const EPOCHS: usize = 1 << 20;
+/// How many epochs there are at most: four for each key that there is room for. Two things that
+/// share one cost each other a reload, no more; one epoch is four bytes.
+const EPOCHS_MAX: usize = 1 << 20;
+const EPOCHS_A_KEY: usize = 4;
 
 /// What an entry takes beside what its standing says: itself, its counts and its place.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 80;
@@ -51,17 +60,22 @@ pub struct Stamp {
 pub struct Cache {
     entries: QuickCache<KeyId, Arc<Entry>, Bytes>,
     epochs: Epochs,
-    keeps: bool,
+    lease: Lease,
+    faults: Faults,
 }
 
 /// What a look into the cache found.
 pub enum Look<'a> {
     /// An entry that counts.
     Hit(Arc<Entry>),
-    /// None. Whoever holds the place loads the key, and everybody else waits; nobody waits for
-    /// what will not be kept.
+    /// None. Whoever holds the place loads the key, and everybody else waits. Without a lease
+    /// everybody loads.
     Miss(Option<Place<'a>>),
 }
+
+/// What a load is to begin with: it tells whether the replicas were joined anew since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket(u32);
 
 /// The right to load a key, until it is filled or dropped.
 pub struct Place<'a> {
@@ -78,34 +92,18 @@ pub struct Place<'a> {
 }
 
 impl Cache {
-    /// A cache of about this many usual keys.
+    /// A cache of about this many usual keys. It keeps nothing before it was [cleared] for the
+    /// first time.
+    ///
+    /// [cleared]: Cache::clear
     #[must_use]
-    pub fn new(keys: usize) -> Self {
-        Self::with(keys, true)
-    }
-
-    /// A cache that keeps nothing, where others may change what it would keep.
-    #[must_use]
-    pub fn off() -> Self {
-        Self::with(0, false)
-    }
-
-    fn with(keys: usize, keeps: bool) -> Self {
+    pub fn new(keys: usize, faults: Faults) -> Self {
         let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity(keys.max(1))
-            .weight_capacity(capacity as u64)
-            .build();
-        let options = options.expect("both capacities are given");
         Self {
-            entries: QuickCache::with_options(
-                options,
-                Bytes,
-                DefaultHashBuilder::default(),
-                DefaultLifecycle::default(),
-            ),
-            epochs: Epochs::new(),
-            keeps,
+            entries: QuickCache::with_weighter(keys.max(1), capacity as u64, Bytes),
+            epochs: Epochs::new(keys.max(1)),
+            lease: Lease::default(),
+            faults,
         }
     }
 
@@ -121,17 +119,32 @@ impl Cache {
         self.entries.is_empty()
     }
 
-    /// The entry of a key, if there is one that counts.
+    /// What a test has put in.
     #[must_use]
-    pub fn get(&self, id: KeyId) -> Option<Arc<Entry>> {
-        self.entries
-            .get(&id)
-            .filter(|entry| self.epochs.counts(id, entry.stamp))
+    pub fn faults(&self) -> Faults {
+        self.faults
+    }
+
+    /// Until when what is in memory may be answered by.
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// The entry of a key, if there is one that counts and the lease is held.
+    #[must_use]
+    pub fn get(&self, id: KeyId, clock: &dyn Clock) -> Option<Arc<Entry>> {
+        self.under_lease(clock, || {
+            let entry = self.entries.get(&id)?;
+            self.epochs.counts(id, entry.stamp).then_some(entry)
+        })
     }
 
     /// The entry of a key, or the right to load it. Waits while somebody else does.
-    pub async fn look(&self, id: KeyId) -> Look<'_> {
-        if !self.keeps {
+    pub async fn look(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
+        let deadline = self.lease.deadline();
+        let held = || deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck);
+        if !held() {
             return Look::Miss(None);
         }
         let counts = |_: &KeyId, entry: &mut Arc<Entry>| {
@@ -142,7 +155,8 @@ impl Cache {
             }
         };
         match self.entries.entry_async(&id, counts).await {
-            EntryResult::Retained(entry) => Look::Hit(entry),
+            EntryResult::Retained(entry) if held() => Look::Hit(entry),
+            EntryResult::Retained(_) => Look::Miss(None),
             EntryResult::Vacant(guard) => Look::Miss(Some(Place { guard, stale: None })),
             EntryResult::Replaced(guard, stale) => Look::Miss(Some(Place {
                 guard,
@@ -154,6 +168,19 @@ impl Cache {
         }
     }
 
+    /// The MAC of a key that is in memory, whether or not the rest of it counts: what was proven
+    /// is proven for ever.
+    #[must_use]
+    pub fn proven(&self, id: KeyId) -> Option<[u8; 32]> {
+        self.entries.get(&id).map(|entry| entry.mac)
+    }
+
+    /// To be asked for before a load begins.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        self.epochs.ticket()
+    }
+
     /// Makes an entry of a key that was loaded when the log's head was `head`, and says whether it
     /// may be kept: it may not when it could be older than a change announced since.
     #[must_use]
@@ -163,14 +190,16 @@ impl Cache {
         standing: Standing,
         mac: [u8; 32],
         head: i64,
+        ticket: Ticket,
     ) -> (Arc<Entry>, bool) {
-        let (stamp, current) = self.epochs.stamp(id, &standing, head);
+        let (stamp, current) = self.epochs.stamp(id, &standing, head, ticket);
         let entry = Entry {
             standing,
             mac,
             stamp,
         };
-        (Arc::new(entry), current && self.keeps)
+        let kept = current || self.faults.has(Fault::NoFillGuard);
+        (Arc::new(entry), kept)
     }
 
     /// Keeps an entry that nobody holds the place of.
@@ -182,6 +211,23 @@ impl Cache {
     /// before anybody is told of it.
     pub fn apply(&self, revision: i64, touched: &Touched) {
         self.epochs.apply(revision, touched);
+    }
+
+    /// Makes everything count no more: what is loaded from now on is as new as `head`. To be
+    /// called after the replicas have been joined.
+    pub fn clear(&self, head: i64) {
+        let joined_before = self.ticket() != NEVER_JOINED;
+        if !(joined_before && self.faults.has(Fault::JoinKeeps)) {
+            self.epochs.clear(head);
+        }
+    }
+
+    /// What `find` finds, if the lease is held until it has been found.
+    fn under_lease<T>(&self, clock: &dyn Clock, find: impl FnOnce() -> Option<T>) -> Option<T> {
+        let deadline = self.lease.deadline();
+        let found = find()?;
+        let held = deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck);
+        held.then_some(found)
     }
 }
 
@@ -206,63 +252,89 @@ impl Weighter<KeyId, Arc<Entry>> for Bytes {
 /// The epochs of everything, hashed into one table.
 struct Epochs {
     table: Box<[AtomicU32]>,
+    /// What makes a hash a place in the table.
+    shift: u32,
     /// The newest revision whose change has advanced epochs, or is about to.
     announced: AtomicI64,
+    /// How often the replicas were joined: an epoch of everything.
+    joined: AtomicU32,
 }
 
+/// The ticket before the replicas were joined for the first time.
+const NEVER_JOINED: Ticket = Ticket(0);
+
 impl Epochs {
-    fn new() -> Self {
+    fn new(keys: usize) -> Self {
+        let epochs = keys.saturating_mul(EPOCHS_A_KEY).min(EPOCHS_MAX);
+        let epochs = epochs.next_power_of_two();
         Self {
-            table: (0..EPOCHS).map(|_| AtomicU32::new(0)).collect(),
+            table: (0..epochs).map(|_| AtomicU32::new(0)).collect(),
+            shift: u32::BITS - epochs.ilog2(),
             announced: AtomicI64::new(0),
+            joined: AtomicU32::new(0),
         }
     }
 
     fn apply(&self, revision: i64, touched: &Touched) {
         self.announced.fetch_max(revision, Ordering::SeqCst);
         match touched {
-            Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_place(*key))),
-            Touched::Owner { tenant, owner } => self.advance(owner_place(tenant, owner)),
-            Touched::Tenant(tenant) => self.advance(tenant_place(tenant)),
+            Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_hash(*key))),
+            Touched::Owner { tenant, owner } => self.advance(owner_hash(tenant, owner)),
+            Touched::Tenant(tenant) => self.advance(tenant_hash(tenant)),
         }
     }
 
-    /// What an entry loaded at `head` is true at, and whether nothing newer is announced.
-    fn stamp(&self, id: KeyId, standing: &Standing, head: i64) -> (Stamp, bool) {
-        let owner = owner_place(standing.tenant_id(), standing.owner_id());
-        let tenant = tenant_place(standing.tenant_id());
-        let sum = self.sum(key_place(id), owner, tenant);
+    fn ticket(&self) -> Ticket {
+        Ticket(self.joined.load(Ordering::SeqCst))
+    }
+
+    fn clear(&self, head: i64) {
+        // First: who gets the new ticket loads what is as new as all that was announced before.
+        self.announced.store(head, Ordering::SeqCst);
+        self.joined.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What an entry loaded at `head` is true at, and whether it is as new as all that is known.
+    fn stamp(&self, id: KeyId, standing: &Standing, head: i64, ticket: Ticket) -> (Stamp, bool) {
+        let owner = owner_hash(standing.tenant_id(), standing.owner_id());
+        let tenant = tenant_hash(standing.tenant_id());
+        let sum = self.sum(key_hash(id), owner, tenant);
         // After the epochs: a change that they show has been announced by now.
         let current = self.announced.load(Ordering::SeqCst) <= head;
-        (Stamp { owner, tenant, sum }, current)
+        let joined = ticket != NEVER_JOINED && ticket == self.ticket();
+        (Stamp { owner, tenant, sum }, current && joined)
     }
 
     fn counts(&self, id: KeyId, stamp: Stamp) -> bool {
-        self.sum(key_place(id), stamp.owner, stamp.tenant) == stamp.sum
+        self.sum(key_hash(id), stamp.owner, stamp.tenant) == stamp.sum
     }
 
     fn sum(&self, key: u32, owner: u32, tenant: u32) -> u32 {
         [key, owner, tenant]
             .into_iter()
-            .map(|place| self.table[place as usize].load(Ordering::SeqCst))
-            .fold(0, u32::wrapping_add)
+            .map(|hash| self.epoch(hash).load(Ordering::SeqCst))
+            .fold(self.joined.load(Ordering::SeqCst), u32::wrapping_add)
     }
 
-    fn advance(&self, place: u32) {
-        self.table[place as usize].fetch_add(1, Ordering::SeqCst);
+    fn advance(&self, hash: u32) {
+        self.epoch(hash).fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn epoch(&self, hash: u32) -> &AtomicU32 {
+        &self.table[(hash >> self.shift) as usize]
     }
 }
 
 /// An id is random already: half of it, multiplied to fill the upper bits.
-fn key_place(id: KeyId) -> u32 {
+fn key_hash(id: KeyId) -> u32 {
     fold(id.low_bits().wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-fn owner_place(tenant: &str, owner: &str) -> u32 {
+fn owner_hash(tenant: &str, owner: &str) -> u32 {
     hashed(&[tenant, "\0", owner])
 }
 
-fn tenant_place(tenant: &str) -> u32 {
+fn tenant_hash(tenant: &str) -> u32 {
     hashed(&[tenant])
 }
 
@@ -276,11 +348,13 @@ fn hashed(parts: &[&str]) -> u32 {
 
 fn fold(mixed: u64) -> u32 {
     // The upper bits are the best mixed ones.
-    u32::try_from(mixed >> (64 - EPOCHS.ilog2())).unwrap_or_default()
+    u32::try_from(mixed >> 32).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::domain::{
         clock::Timestamp,
@@ -325,6 +399,31 @@ mod tests {
         })
     }
 
+    /// A clock that stands still.
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_micros(0)
+        }
+
+        fn uptime(&self) -> Duration {
+            Duration::from_secs(1)
+        }
+    }
+
+    /// A cache that was joined at revision 0 and holds the lease.
+    fn leased() -> Cache {
+        let cache = Cache::new(100, Faults::NONE);
+        cache.clear(0);
+        cache.lease().grant(Duration::from_secs(2));
+        cache
+    }
+
+    fn entry(cache: &Cache) -> (Arc<Entry>, bool) {
+        cache.entry(id(), standing(), [1; 32], 5, cache.ticket())
+    }
+
     fn changes() -> [Touched; 3] {
         let (tenant, owner) = ("acme".to_owned(), "alice".to_owned());
         [
@@ -338,7 +437,7 @@ mod tests {
     }
 
     async fn place(cache: &Cache) -> Place<'_> {
-        match cache.look(id()).await {
+        match cache.look(id(), &Still).await {
             Look::Miss(Some(place)) => place,
             Look::Miss(None) | Look::Hit(_) => panic!("the key is not in memory"),
         }
@@ -347,15 +446,15 @@ mod tests {
     #[tokio::test]
     async fn an_entry_counts_until_its_key_its_owner_or_its_tenant_changes() {
         for change in changes() {
-            let cache = Cache::new(100);
-            let (entry, keep) = cache.entry(id(), standing(), [1; 32], 5);
+            let cache = leased();
+            let (entry, keep) = entry(&cache);
             assert!(keep);
             place(&cache).await.fill(entry);
-            assert!(cache.get(id()).is_some());
+            assert!(cache.get(id(), &Still).is_some());
             cache.apply(6, &Touched::Tenant("other".to_owned()));
-            assert!(cache.get(id()).is_some());
+            assert!(cache.get(id(), &Still).is_some());
             cache.apply(7, &change);
-            assert!(cache.get(id()).is_none());
+            assert!(cache.get(id(), &Still).is_none());
             // What it proved is proven for ever.
             assert_eq!(
                 place(&cache).await.stale.map(|stale| stale.mac),
@@ -368,42 +467,64 @@ mod tests {
     async fn a_load_that_began_before_a_change_cannot_put_the_old_row_back() {
         for change in changes() {
             // The change comes between the load and the entry …
-            let cache = Cache::new(100);
+            let cache = leased();
             cache.apply(6, &change);
-            let (_, keep) = cache.entry(id(), standing(), [1; 32], 5);
+            let (_, keep) = entry(&cache);
             assert!(!keep);
             // … or between the entry and its place.
-            let cache = Cache::new(100);
-            let (entry, keep) = cache.entry(id(), standing(), [1; 32], 5);
+            let cache = leased();
+            let (entry, keep) = entry(&cache);
             assert!(keep);
             cache.apply(6, &change);
             place(&cache).await.fill(entry);
-            assert!(cache.get(id()).is_none());
+            assert!(cache.get(id(), &Still).is_none());
         }
     }
 
     #[tokio::test]
     async fn one_loads_and_the_others_wait_for_it() {
-        let cache = Arc::new(Cache::new(100));
+        let cache = Arc::new(leased());
         let place = place(&cache).await;
         let waiting = tokio::spawn({
             let cache = Arc::clone(&cache);
-            async move { matches!(cache.look(id()).await, Look::Hit(_)) }
+            async move { matches!(cache.look(id(), &Still).await, Look::Hit(_)) }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        let (entry, _) = cache.entry(id(), standing(), [1; 32], 5);
+        let (entry, _) = entry(&cache);
         place.fill(entry);
         assert!(waiting.await.unwrap());
     }
 
     #[tokio::test]
-    async fn a_cache_that_is_off_keeps_nothing_and_nobody_waits() {
-        let cache = Cache::off();
-        let (entry, keep) = cache.entry(id(), standing(), [1; 32], 5);
-        assert!(!keep);
-        drop(entry);
-        assert!(matches!(cache.look(id()).await, Look::Miss(None)));
-        assert!(matches!(cache.look(id()).await, Look::Miss(None)));
+    async fn memory_answers_only_while_the_lease_is_held() {
+        let cache = leased();
+        place(&cache).await.fill(entry(&cache).0);
+        assert!(cache.get(id(), &Still).is_some());
+        // It lasts until its deadline, which is past when it is reached.
+        cache.lease().grant(Still.uptime());
+        assert!(cache.get(id(), &Still).is_none());
+        assert!(matches!(cache.look(id(), &Still).await, Look::Miss(None)));
+        // What was proven is proven for ever.
+        assert_eq!(cache.proven(id()), Some([1; 32]));
+        cache
+            .lease()
+            .grant(Still.uptime() + Duration::from_micros(1));
+        assert!(cache.get(id(), &Still).is_some());
+        cache.lease().end();
+        assert!(cache.get(id(), &Still).is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_counts_that_was_loaded_before_joining() {
+        let cache = Cache::new(100, Faults::NONE);
+        assert!(!entry(&cache).1);
+        let (cache, ticket) = (leased(), leased().ticket());
+        place(&cache).await.fill(entry(&cache).0);
+        // A failover lost what came after revision 3.
+        cache.clear(3);
+        assert!(cache.get(id(), &Still).is_none());
+        assert!(!cache.entry(id(), standing(), [1; 32], 5, ticket).1);
+        assert!(cache.entry(id(), standing(), [1; 32], 3, cache.ticket()).1);
     }
 }

@@ -1,14 +1,17 @@
 //! The rooms: what gatekey does.
 //!
-//! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`repepper`] moves
-//! keys to the current pepper. They share the store, the [`cache`] and the domain, and do not know
+//! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`replica`] keeps memory
+//! true, [`repepper`] moves keys to the current pepper. They share the store, the [`cache`] and the domain, and do not know
 //! each other.
 
 pub mod cache;
+pub mod fault;
 pub mod gate;
 pub mod keyring;
+pub mod lease;
 pub mod log;
 pub mod refused;
 pub mod repepper;
+pub mod replica;
 pub mod secret;
 pub mod validator;

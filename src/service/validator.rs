@@ -172,9 +172,9 @@ impl Validator {
     async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
         let id = presented.id();
         let mac = self.secrets.memory_mac(presented);
-        let entry = match self.cache.get(id) {
+        let entry = match self.cache.get(id, &*self.clock) {
             Some(entry) => Some(entry),
-            None => match in_time(self.cache.look(id)).await? {
+            None => match in_time(self.cache.look(id, &*self.clock)).await? {
                 Look::Hit(entry) => Some(entry),
                 Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
                     Found::Proven(entry) => return Ok(Some(entry)),
@@ -195,6 +195,7 @@ impl Validator {
         place: Option<Place<'_>>,
     ) -> Result<Found, Undecided> {
         let id = presented.id();
+        let ticket = self.cache.ticket();
         let Loaded { head, found } = self.load(id).await?;
         let Some((grant, verifier)) = found else {
             return Ok(Found::Unproven(None));
@@ -202,9 +203,9 @@ impl Validator {
         let standing = Standing::of(&grant);
         // What was proven stays proven: secrets never change.
         let stale = place.as_ref().and_then(|place| place.stale.as_ref());
-        let proven = stale.map(|stale| stale.mac);
-        if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or(proven) {
-            let (entry, keep) = self.cache.entry(id, standing, expected, head);
+        let proven = || stale.map_or_else(|| self.cache.proven(id), |stale| Some(stale.mac));
+        if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or_else(proven) {
+            let (entry, keep) = self.cache.entry(id, standing, expected, head, ticket);
             if let Some(place) = place.filter(|_| keep) {
                 place.fill(Arc::clone(&entry));
             }
@@ -217,7 +218,7 @@ impl Validator {
             Proof::Proven { fresh_mac } => {
                 // One that could not be handed over is not kept: its next use does it again.
                 let moved = fresh_mac.is_none_or(|mac| self.repepper.move_key(id, mac));
-                let (entry, keep) = self.cache.entry(id, standing, mac, head);
+                let (entry, keep) = self.cache.entry(id, standing, mac, head, ticket);
                 if keep && moved {
                     self.cache.insert(id, Arc::clone(&entry));
                 }

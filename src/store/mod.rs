@@ -9,7 +9,7 @@ mod postgres;
 mod sqlite;
 pub mod text;
 
-use std::{error::Error, io, path::PathBuf, sync::Arc};
+use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -54,6 +54,10 @@ pub enum OpenError {
     NewerSchema(i64),
     #[error("its schema cannot be brought up to date")]
     Migration(#[source] Box<dyn Error + Send + Sync>),
+    #[error(
+        "there is a transaction pooler before it that does not keep prepared statements: PgBouncer does from 1.21 on, with max_prepared_statements above 0"
+    )]
+    Pooler,
     /// It may answer later.
     #[error("it does not answer")]
     Unreachable(#[source] Box<dyn Error + Send + Sync>),
@@ -69,6 +73,50 @@ pub struct Loaded {
     pub head: i64,
     /// Nothing when there is no such key.
     pub found: Option<(Grant, Verifier)>,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub id: String,
+    /// Up to which revision it has forgotten what is true no more.
+    pub applied: i64,
+    /// How often it has renewed its lease.
+    pub renewals: i64,
+    /// How long each of its leases lasts.
+    pub lease: Duration,
+}
+
+/// What replicas know of each other: each a row, which it renews itself.
+#[async_trait]
+pub trait Replicas: Send + Sync + 'static {
+    /// Makes a replica a member, or a member anew, and returns the revision of the log: it has
+    /// to know of everything that is later.
+    async fn join(&self, id: &str, lease: Duration) -> Result<i64, StoreError>;
+
+    /// Writes up to where a member has applied the log, and reads in the same statement the
+    /// revision of the log. `None`, and nothing is written: it is a member no more, or the log is
+    /// shorter than that.
+    async fn renew(&self, id: &str, applied: i64) -> Result<Option<i64>, StoreError>;
+
+    /// Ends a membership. Its memory must answer no more by then.
+    async fn leave(&self, id: &str) -> Result<(), StoreError>;
+
+    /// All members.
+    async fn members(&self) -> Result<Vec<Member>, StoreError>;
+
+    /// Ends the membership of one that has not renewed it since it was seen.
+    async fn remove(&self, seen: &Member) -> Result<(), StoreError>;
+
+    /// At most `limit` events from `revision` on, oldest first.
+    async fn events_from(&self, revision: i64, limit: u32) -> Result<Vec<Event>, StoreError>;
+
+    /// Tells all members that the log has grown. It may get lost: what follows the log must also
+    /// look by itself.
+    async fn hint(&self);
+
+    /// Waits for a hint. Where there are none, for ever.
+    async fn hinted(&self);
 }
 
 /// Which keys to list.
@@ -107,7 +155,7 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 ///
 /// Absent is `None`, not an error. Every method fails with [`StoreError`] alone.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: Replicas {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
 
@@ -286,6 +334,12 @@ impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Configuration(_) => Self::Url,
+            // A statement's name is another's (42P05) or unknown (26000): sessions were swapped.
+            sqlx::Error::Database(answer)
+                if matches!(answer.code().as_deref(), Some("42P05" | "26000")) =>
+            {
+                Self::Pooler
+            }
             // 57P03: it is starting up or shutting down; 53300: too many connections.
             sqlx::Error::Database(answer)
                 if !matches!(answer.code().as_deref(), Some("57P03" | "53300")) =>

@@ -18,7 +18,7 @@ use crate::{
         tenant::{OnLimit, Tenant},
         token::KeyId,
     },
-    store::StoreError,
+    store::{Member, StoreError},
 };
 
 type Row = <Db as Database>::Row;
@@ -154,6 +154,15 @@ pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
             details: json(row.try_get("details")?, "details")?,
             trace_id: row.try_get("trace_id")?,
         },
+    })
+}
+
+pub(super) fn member(row: &Row) -> Result<Member, StoreError> {
+    Ok(Member {
+        id: row.try_get("id")?,
+        applied: row.try_get("applied_revision")?,
+        renewals: row.try_get("renewals")?,
+        lease: span(row.try_get("lease")?)?,
     })
 }
 

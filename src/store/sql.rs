@@ -3,12 +3,12 @@
 //! This file is compiled twice, as a part of `sqlite.rs` and of `postgres.rs`, which say what
 //! `Db` is and where its few words differ. Generic code would say the same with a page of bounds.
 
-use std::fs::File;
+use std::{fs::File, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
 
-use super::{BEGIN, Db, POSITION};
+use super::{BEGIN, Db, Hints, POSITION};
 use crate::{
     domain::{
         caller::TenantSet,
@@ -21,7 +21,10 @@ use crate::{
         tenant::{OnLimit, Tenant},
         token::KeyId,
     },
-    store::{Choose, EventQuery, KeyQuery, Loaded, Mutation, PepperCheck, Store, StoreError, text},
+    store::{
+        Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
+        StoreError, text,
+    },
 };
 
 #[path = "row.rs"]
@@ -32,19 +35,64 @@ use row::{as_json, as_micros, scopes_as_json};
 type Row = <Db as Database>::Row;
 
 pub(super) struct SqlStore {
-    reader: Pool<Db>,
-    writer: Pool<Db>,
+    pub(super) reader: Pool<Db>,
+    pub(super) writer: Pool<Db>,
+    /// What replicas know of each other goes over connections of its own: a lease must not end
+    /// because of many other calls.
+    pub(super) pulse: Pool<Db>,
+    pub(super) hints: Hints,
     /// What says that the file is ours; let go when the store is dropped.
-    _lock: Option<File>,
+    #[expect(dead_code, reason = "it is held, not used")]
+    pub(super) lock: Option<File>,
 }
 
-impl SqlStore {
-    pub(super) fn new(reader: Pool<Db>, writer: Pool<Db>, lock: Option<File>) -> Self {
-        Self {
-            reader,
-            writer,
-            _lock: lock,
-        }
+#[async_trait]
+impl Replicas for SqlStore {
+    async fn join(&self, id: &str, lease: Duration) -> Result<i64, StoreError> {
+        Ok(query_scalar(text::JOIN)
+            .bind(id)
+            .bind(as_micros(lease))
+            .fetch_one(&self.pulse)
+            .await?)
+    }
+
+    async fn renew(&self, id: &str, applied: i64) -> Result<Option<i64>, StoreError> {
+        Ok(query_scalar(text::RENEW)
+            .bind(id)
+            .bind(applied)
+            .fetch_optional(&self.pulse)
+            .await?)
+    }
+
+    async fn leave(&self, id: &str) -> Result<(), StoreError> {
+        query(text::LEAVE).bind(id).execute(&self.pulse).await?;
+        Ok(())
+    }
+
+    async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        let rows = query(text::REPLICAS).fetch_all(&self.pulse).await?;
+        collect(&rows, row::member)
+    }
+
+    async fn remove(&self, seen: &Member) -> Result<(), StoreError> {
+        query(text::REMOVE_REPLICA)
+            .bind(&seen.id)
+            .bind(seen.renewals)
+            .execute(&self.pulse)
+            .await?;
+        Ok(())
+    }
+
+    async fn events_from(&self, revision: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        follow_events(&self.pulse, &TenantSet::All, revision, limit).await
+    }
+
+    async fn hint(&self) {
+        self.hints.send(&self.pulse).await;
+    }
+
+    async fn hinted(&self) {
+        self.hints.next(&self.pulse).await;
     }
 }
 
@@ -173,12 +221,7 @@ impl Store for SqlStore {
         revision: i64,
         limit: u32,
     ) -> Result<Vec<Event>, StoreError> {
-        let mut sql = QueryBuilder::<Db>::new(text::LIST_EVENTS);
-        sql.push(">= ").push_bind(revision);
-        push_tenants(&mut sql, "tenant_id", of);
-        sql.push(" ORDER BY revision LIMIT ")
-            .push_bind(i64::from(limit));
-        collect(&sql.build().fetch_all(&self.reader).await?, row::event)
+        follow_events(&self.reader, of, revision, limit).await
     }
 
     async fn head(&self) -> Result<i64, StoreError> {
@@ -241,6 +284,8 @@ impl Store for SqlStore {
     async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
+        self.hints.close().await;
+        self.pulse.close().await;
     }
 }
 
@@ -445,6 +490,20 @@ async fn pepper_checks(
     collect(&rows, |row| {
         Ok((row.try_get("pepper_id")?, row.try_get("check_value")?))
     })
+}
+
+async fn follow_events(
+    on: &Pool<Db>,
+    of: &TenantSet,
+    revision: i64,
+    limit: u32,
+) -> Result<Vec<Event>, StoreError> {
+    let mut sql = QueryBuilder::<Db>::new(text::LIST_EVENTS);
+    sql.push(">= ").push_bind(revision);
+    push_tenants(&mut sql, "tenant_id", of);
+    sql.push(" ORDER BY revision LIMIT ")
+        .push_bind(i64::from(limit));
+    collect(&sql.build().fetch_all(on).await?, row::event)
 }
 
 async fn find_owner(

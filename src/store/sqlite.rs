@@ -5,6 +5,7 @@
 
 use std::{
     fs::{File, TryLockError},
+    future,
     path::{Path, PathBuf},
     str::FromStr as _,
     sync::Arc,
@@ -12,12 +13,12 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _,
+    ConnectOptions as _, Executor as _, SqlitePool,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{OpenError, Store};
+use super::{OpenError, Store, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -56,12 +57,47 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .connect_with(writer)
         .await?;
     MIGRATIONS.run(&writer).await?;
+    // The one connection that the only member's row is on.
+    let pulse = SqlitePoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .acquire_timeout(PATIENCE)
+        .after_connect(|connection, _| {
+            Box::pin(async {
+                connection
+                    .execute(text::REPLICAS_OF_ONE_PROCESS)
+                    .await
+                    .map(drop)
+            })
+        })
+        .connect_lazy_with(reader.clone());
     let reader = SqlitePoolOptions::new()
         .max_connections(READERS)
         .acquire_timeout(PATIENCE)
         .connect_with(reader)
         .await?;
-    Ok(Arc::new(sql::SqlStore::new(reader, writer, Some(lock))))
+    Ok(Arc::new(sql::SqlStore {
+        reader,
+        writer,
+        pulse,
+        hints: Hints,
+        lock: Some(lock),
+    }))
+}
+
+/// There is nobody to tell.
+struct Hints;
+
+#[expect(clippy::unused_async, reason = "as the other engine has it")]
+impl Hints {
+    async fn send(&self, _: &SqlitePool) {}
+
+    async fn next(&self, _: &SqlitePool) {
+        future::pending::<()>().await;
+    }
+
+    async fn close(&self) {}
 }
 
 /// The file itself, by whatever name it was given: two names must not have two locks.

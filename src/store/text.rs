@@ -93,6 +93,18 @@ statements! {
          revoked_by = $11, revoke_reason = $12, rotated_to = $13, revision = $14 \
          WHERE key_id = $1";
     REPLACE_MAC = "UPDATE keys SET secret_mac = $2, mac_pepper = $3 WHERE key_id = $1";
+    JOIN =
+        "INSERT INTO replicas (id, applied_revision, renewals, lease) \
+         SELECT $1, revision, 0, $2 FROM log_head WHERE TRUE \
+         ON CONFLICT (id) DO UPDATE SET applied_revision = excluded.applied_revision, \
+         renewals = replicas.renewals + 1, lease = excluded.lease RETURNING applied_revision";
+    RENEW =
+        "UPDATE replicas SET applied_revision = $2, renewals = renewals + 1 \
+         WHERE id = $1 AND $2 <= (SELECT revision FROM log_head) \
+         RETURNING (SELECT revision FROM log_head) AS head";
+    LEAVE = "DELETE FROM replicas WHERE id = $1";
+    REMOVE_REPLICA = "DELETE FROM replicas WHERE id = $1 AND renewals = $2";
+    REPLICAS = "SELECT id, applied_revision, renewals, lease FROM replicas";
     NAMES_PEPPER = "SELECT EXISTS (SELECT 1 FROM keys WHERE mac_pepper = $1) AS named";
     PEPPER_CHECKS = "SELECT pepper_id, check_value FROM peppers";
     INSERT_PEPPER_CHECK =
@@ -125,6 +137,11 @@ statements! {
         "INSERT INTO events (revision, at, actor, kind, tenant_id, key_id, owner_id, details, \
          trace_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 }
+
+/// Where there is one process, its row need not outlive the connection that it is written on:
+/// without it the process joins anew. Every engine's other tables are in `migrations/`.
+pub const REPLICAS_OF_ONE_PROCESS: &str = "CREATE TEMP TABLE replicas (id TEXT PRIMARY KEY, \
+     applied_revision INTEGER NOT NULL, renewals INTEGER NOT NULL, lease INTEGER NOT NULL)";
 
 /// Keys, to be followed by conditions.
 pub(super) const LIST_KEYS: &str = concat!(

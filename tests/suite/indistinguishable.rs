@@ -3,7 +3,7 @@
 //!
 //! Work is counted in hash operations, not in time: a count is the same on every machine.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gatekey::{
     domain::{
@@ -17,6 +17,7 @@ use gatekey::{
     grpc::proto::{Reason, ValidateRequest, validate_request},
     service::{
         cache::Cache,
+        fault::Faults,
         keyring::{Issued, Keyring, NewKey},
         repepper::Repepper,
         secret::{Peppers, Secrets, Work},
@@ -227,7 +228,10 @@ impl House {
         let secrets = Arc::new(Secrets::new(peppers));
         let clock = Arc::new(SystemClock);
         let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
-        let cache = Arc::new(Cache::new(100));
+        let cache = Arc::new(Cache::new(100, Faults::NONE));
+        // There is nobody beside it.
+        cache.clear(0);
+        cache.lease().grant(Duration::MAX);
         let keyring = Keyring::new(
             Arc::clone(&store),
             Arc::clone(&secrets),

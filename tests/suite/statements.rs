@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use gatekey::store::text::ALL;
+use gatekey::store::text::{ALL, REPLICAS_OF_ONE_PROCESS};
 use sqlx::{Connection as _, Executor as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::support::{Database, Gatekey};
@@ -12,6 +12,7 @@ async fn sqlite_prepares_every_statement() {
     let server = Gatekey::sqlite().start().await;
     let options = SqliteConnectOptions::from_str(server.setup().database_url()).unwrap();
     let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    connection.execute(REPLICAS_OF_ONE_PROCESS).await.unwrap();
     for statement in ALL {
         let prepared = (&mut connection)
             .prepare(sqlx::SqlStr::from_static(statement))

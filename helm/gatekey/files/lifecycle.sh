@@ -10,8 +10,8 @@ if [ "$TLS" = true ]; then
 fi
 
 call() {
-    # The transport is no word, or one or two.
-    # shellcheck disable=SC2086
+    # The transport is no word, or one or two; grpcurl itself puts the token in.
+    # shellcheck disable=SC2086,SC2016
     grpcurl $transport -connect-timeout 10 -max-time 60 -expand-headers -H 'authorization: Bearer ${TOKEN}' \
         -d @ "$ADDRESS" "gatekey.v1.KeyService/$1"
 }

@@ -22,7 +22,10 @@ use crate::{
         scope::Scopes,
         token::{KeyId, Plaintext},
     },
-    service::refused::{Refused, authorize},
+    service::{
+        fault::Fault,
+        refused::{Refused, authorize},
+    },
     store::KeyQuery,
 };
 
@@ -81,6 +84,8 @@ pub struct KeyPatch {
 pub struct Issued {
     pub key: Key,
     pub plaintext: Plaintext,
+    /// Whether other keys were revoked for it.
+    pub replaced: bool,
 }
 
 /// What RevokeKeys did, or would do.
@@ -89,6 +94,8 @@ pub struct Revoked {
     pub count: usize,
     /// `None`: nothing was changed.
     pub revision: Option<i64>,
+    /// With which revision at the latest all was revoked.
+    pub since: i64,
 }
 
 impl Keyring {
@@ -147,6 +154,7 @@ impl Keyring {
         Ok(Issued {
             key,
             plaintext: minted.plaintext,
+            replaced: !replaced.is_empty(),
         })
     }
 
@@ -211,6 +219,7 @@ impl Keyring {
         Ok(Issued {
             key: new,
             plaintext: minted.plaintext,
+            replaced: !replaced.is_empty(),
         })
     }
 
@@ -251,7 +260,8 @@ impl Keyring {
         Ok(key)
     }
 
-    /// Revokes a key for ever. A key that is revoked already stays as it is.
+    /// Revokes a key for ever, and returns with it the revision since which it is. A key that is
+    /// revoked already stays as it is.
     ///
     /// # Errors
     /// Those of every call.
@@ -261,14 +271,20 @@ impl Keyring {
         tenant: &str,
         id: KeyId,
         reason: String,
-    ) -> Result<Key, Refused> {
+    ) -> Result<(Key, i64), Refused> {
         let (mut mutation, caller) = self.begin(caller).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
         let mut key =
             key_in_view(&mut *mutation, caller, Some(tenant), id, Action::KeysRevoke).await?;
         if key.revoked.is_some() {
-            return Ok(key);
+            // Nobody knows whether that is enforced already.
+            let since = if self.cache.faults().has(Fault::NoSecondWait) {
+                0
+            } else {
+                key.revision
+            };
+            return Ok((key, since));
         }
         let now = self.clock.now();
         key.revoked = Some(Revocation {
@@ -284,7 +300,8 @@ impl Keyring {
             .details
             .insert("reason".to_owned(), Value::String(reason));
         self.commit(mutation, event).await?;
-        Ok(key)
+        let since = key.revision;
+        Ok((key, since))
     }
 
     /// Revokes all living keys of a tenant, or of one owner in it: all that are neither revoked
@@ -311,6 +328,8 @@ impl Keyring {
             return Ok(Revoked {
                 count,
                 revision: None,
+                // Others may have revoked them just now.
+                since: mutation.revision() - 1,
             });
         }
         mutation
@@ -332,6 +351,7 @@ impl Keyring {
         Ok(Revoked {
             count,
             revision: Some(revision),
+            since: revision,
         })
     }
 

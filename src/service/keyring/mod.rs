@@ -99,6 +99,8 @@ impl Keyring {
         let committed = mutation.commit(change).await;
         // Also after an error: what was to be done may have been done.
         self.cache.apply(revision, &touched);
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move { store.hint().await });
         committed?;
         // Changes may end out of order here; followers are only woken by it.
         self.changed.send_replace(revision);

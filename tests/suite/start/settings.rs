@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 9] = [
+const SETTINGS: [(&str, &str, &str); 10] = [
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
     (
         "--database-url",
@@ -26,6 +26,7 @@ const SETTINGS: [(&str, &str, &str); 9] = [
     ),
     ("--pepper-file", "GATEKEY_PEPPER_FILE", "gatekey.pepper"),
     ("--cache-keys", "GATEKEY_CACHE_KEYS", "1000000"),
+    ("--lease", "GATEKEY_LEASE", "10s"),
     ("--validate-auth", "GATEKEY_VALIDATE_AUTH", "required"),
     ("--drain", "GATEKEY_DRAIN", "20s"),
     ("--log", "GATEKEY_LOG", "info"),

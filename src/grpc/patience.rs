@@ -1,0 +1,83 @@
+//! How long a caller waits for its answer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+/// What is kept of a caller's patience for the answer's way back, at most.
+const WAY_BACK: Duration = Duration::from_millis(100);
+
+/// A caller's patience, from the beginning of its call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    until: Option<Instant>,
+}
+
+impl Patience {
+    /// That of a call that begins now with these metadata. One that cannot be read is none.
+    pub(super) fn of(metadata: &MetadataMap) -> Self {
+        let timeout = metadata.get("grpc-timeout");
+        let timeout = timeout.and_then(|value| parse(value.to_str().ok()?));
+        let usable = timeout.map(|timeout| timeout.saturating_sub(WAY_BACK.min(timeout / 10)));
+        Self {
+            until: usable.and_then(|usable| Instant::now().checked_add(usable)),
+        }
+    }
+
+    /// What is left of it. `None`: it has no end.
+    pub(super) fn left(self) -> Option<Duration> {
+        self.until.map(|until| until - Instant::now())
+    }
+}
+
+/// A `grpc-timeout`: at most eight digits and a unit, by gRPC's protocol over HTTP/2.
+fn parse(text: &str) -> Option<Duration> {
+    let unit = text.chars().last()?;
+    let digits = &text[..text.len() - unit.len_utf8()];
+    let plain = digits.len() <= 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count: u32 = digits.parse().ok().filter(|_| plain)?;
+    let one = match unit {
+        'H' => Duration::from_hours(1),
+        'M' => Duration::from_mins(1),
+        'S' => Duration::from_secs(1),
+        'm' => Duration::from_millis(1),
+        'u' => Duration::from_micros(1),
+        'n' => Duration::from_nanos(1),
+        _ => return None,
+    };
+    Some(one * count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_as_the_protocol_says() {
+        let cases = [
+            ("3S", Some(Duration::from_secs(3))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("99999999H", Some(Duration::from_hours(99_999_999))),
+            ("100000000S", None),
+            ("", None),
+            ("S", None),
+            ("+3S", None),
+            ("3", None),
+            ("3µ", None),
+        ];
+        for (text, read) in cases {
+            assert_eq!(parse(text), read, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn something_is_kept_for_the_way_back() {
+        let mut metadata = MetadataMap::new();
+        assert_eq!(Patience::of(&metadata).left(), None);
+        metadata.insert("grpc-timeout", "500m".parse().unwrap());
+        let left = Patience::of(&metadata).left();
+        assert_eq!(left, Some(Duration::from_millis(450)));
+    }
+}

@@ -1,0 +1,107 @@
+//! The other replicas, as this one sees them: which of them are dead, and how long leases last.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::{Replica, Stop, wait::outlasting};
+use crate::store::Member;
+
+/// What was seen of the others.
+#[derive(Default)]
+pub(super) struct Others {
+    /// Of each member: how often it had renewed its lease, and when it was first seen so, by the
+    /// uptime.
+    seen: Mutex<HashMap<String, (i64, Duration)>>,
+    /// The longest lease of any member, in microseconds, when they were looked at last.
+    longest: AtomicU64,
+}
+
+impl Others {
+    /// The longest lease that any member had.
+    pub(super) fn longest_lease(&self) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn note_leases(&self, members: &[Member]) {
+        let longest = members.iter().map(|member| member.lease).max();
+        let longest = longest.unwrap_or_default().as_micros();
+        let longest = u64::try_from(longest).unwrap_or(u64::MAX);
+        self.longest.store(longest, Ordering::Relaxed);
+    }
+
+    /// The members that have not renewed for longer than their leases last. `asked` is the uptime
+    /// before they were read, `answered` after.
+    fn dead(&self, members: Vec<Member>, asked: Duration, answered: Duration) -> Vec<Member> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut still = HashMap::with_capacity(members.len());
+        let mut dead = Vec::new();
+        for member in members {
+            let since = match seen.get(&member.id) {
+                Some((renewals, since)) if *renewals == member.renewals => *since,
+                _ => answered,
+            };
+            still.insert(member.id.clone(), (member.renewals, since));
+            if asked.saturating_sub(since) > outlasting(member.lease) {
+                dead.push(member);
+            }
+        }
+        *seen = still;
+        dead
+    }
+}
+
+impl Replica {
+    /// Ends the memberships of those that are dead, so that nobody waits for them any more.
+    pub(super) async fn end_dead_memberships(&self) -> Result<(), Stop> {
+        let asked = self.clock.uptime();
+        let members = self.in_time(self.store.members()).await?;
+        let answered = self.clock.uptime();
+        self.others.note_leases(&members);
+        for member in self.others.dead(members, asked, answered) {
+            if member.id != self.id {
+                tracing::warn!(
+                    replica = member.id,
+                    "a replica is silent: its membership ends"
+                );
+                self.in_time(self.store.remove(&member)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(renewals: i64) -> Vec<Member> {
+        vec![Member {
+            id: "a".to_owned(),
+            applied: 1,
+            renewals,
+            lease: Duration::from_secs(10),
+        }]
+    }
+
+    #[test]
+    fn a_member_is_dead_once_it_has_not_renewed_for_longer_than_a_lease() {
+        let (others, second) = (Others::default(), Duration::from_secs);
+        let looks = [
+            (1, 0, 1, false),
+            (1, 11, 12, false),
+            (2, 12, 13, false),
+            (2, 23, 24, false),
+            (2, 24, 25, true),
+        ];
+        for (renewals, asked, answered, dead) in looks {
+            let found = others.dead(member(renewals), second(asked), second(answered));
+            assert_eq!(!found.is_empty(), dead, "{renewals} {asked}");
+        }
+    }
+}
