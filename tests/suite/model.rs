@@ -105,6 +105,7 @@ fn key(key_id: KeyId, owner: &str) -> Key {
         created_by: ADMIN.to_owned(),
         expires_at: None,
         revoked: None,
+        last_used: None,
         rotated_from: None,
         rotated_to: None,
         hash_version: HASH_VERSION.to_owned(),

@@ -20,6 +20,7 @@ use gatekey::{
         page::Page,
         tenant::Tenant,
         token::KeyId,
+        usage::Uses,
     },
     store::{
         Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
@@ -369,6 +370,10 @@ impl Store for Seen {
     }
 
     async fn names_pepper(&self, _: &str) -> Result<bool, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
+    async fn add_uses(&self, _: &[(KeyId, Uses)]) -> Result<(), StoreError> {
         unreachable!("the model does not ask for this")
     }
 
