@@ -73,8 +73,12 @@ impl Stored {
         let mut writer = Writer::open(engine, &setup).await;
         let mut keys: Vec<_> = (0..KEYS).map(|number| (key(number).0, number)).collect();
         keys.sort_unstable();
-        for keys in keys.chunks(ROWS_A_STATEMENT) {
-            writer.execute(insert(keys, &peppers, writer.unhex())).await;
+        // Rows lie in the order of their revisions, as they do when keys are made one by one.
+        for (chunk, keys) in keys.chunks(ROWS_A_STATEMENT).enumerate() {
+            let first = 1 + chunk * ROWS_A_STATEMENT;
+            writer
+                .execute(insert(keys, first, &peppers, writer.unhex()))
+                .await;
         }
         writer
             .execute(format!("UPDATE log_head SET revision = revision + {KEYS}"))
@@ -90,21 +94,16 @@ impl Stored {
 }
 
 /// The statement that inserts these keys.
-fn insert(keys: &[(KeyId, u64)], peppers: &Peppers, unhex: &str) -> String {
+fn insert(keys: &[(KeyId, u64)], first: usize, peppers: &Peppers, unhex: &str) -> String {
     let pepper = peppers.current().expect("the server has a pepper");
     let mut rows = String::new();
-    for &(id, number) in keys {
+    for (place, &(id, number)) in (first..).zip(keys) {
         let mac = peppers.mac(pepper, key(number).1.expose());
         let mac = mac
             .expect("the pepper is known")
             .map(|byte| format!("{byte:02x}"));
         let comma = if rows.is_empty() { "" } else { "," };
-        let (id, owner, mac, place) = (
-            id.as_bare(),
-            number / KEYS_AN_OWNER,
-            mac.concat(),
-            number + 1,
-        );
+        let (id, owner, mac) = (id.as_bare(), number / KEYS_AN_OWNER, mac.concat());
         write!(rows, "{comma}('{id}',{owner},'{mac}',{place})").expect("memory takes all");
     }
     format!(

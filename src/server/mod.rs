@@ -23,13 +23,14 @@ use tracing::{info, warn};
 
 use self::{
     config::{Config, ValidateAuth},
+    health::Readiness,
     keyfile::KeyFiles,
     telemetry::{Telemetry, TelemetryError},
     workers::Workers,
 };
 use crate::{
     domain::clock::SystemClock,
-    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
+    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
     service::{
         cache::Cache,
         fault::Faults,
@@ -40,6 +41,7 @@ use crate::{
         secret::Secrets,
         usage::Usage,
         validator::Validator,
+        warm::Warmer,
     },
     store::{self, Engine, OpenError, Store, StoreError},
 };
@@ -134,6 +136,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         let replica = Arc::clone(&replica);
         async move { replica.run().await }
     });
+    let warmer = Warmer {
+        store: Arc::clone(&store),
+        secrets: Arc::clone(&secrets),
+        cache: Arc::clone(&cache),
+        clock: clock.clone(),
+    };
     let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
     let keyring = Keyring::new(
         Arc::clone(&store),
@@ -155,16 +163,9 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         stop: stop.clone(),
     };
 
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter
-        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
-        .await;
-    let readiness = tokio::spawn(health::follow(Arc::clone(&replica), reporter.clone()));
-    let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
-    let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
-    let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))
-        .add_service(reflection_v1.max_decoding_message_size(MESSAGE_MAX))
-        .add_service(reflection_v1alpha.max_decoding_message_size(MESSAGE_MAX));
+    let warm_keys = config.warm_keys.min(config.cache_keys);
+    let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
+    let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
     let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
     let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
     info!(
@@ -182,12 +183,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
-    readiness.abort();
-    // It fails as it was told to.
-    let _ = readiness.await;
-    reporter
-        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
-        .await;
+    readiness.end().await;
     drop(listener);
     stop.cancel();
     let mut ended = tokio::task::spawn_blocking(|| workers.join());
@@ -245,6 +241,14 @@ fn bad_pepper(config: &Config, mismatch: PepperMismatch) -> StartError {
             why: unfit.to_string(),
         },
     }
+}
+
+fn with_reflection(routes: Routes) -> Result<Routes, StartError> {
+    let v1 = reflection().build_v1().map_err(reflection_error)?;
+    let v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
+    Ok(routes
+        .add_service(v1.max_decoding_message_size(MESSAGE_MAX))
+        .add_service(v1alpha.max_decoding_message_size(MESSAGE_MAX)))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -5,9 +5,11 @@
 //! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
 //! [`StoreError`]'s source, for the log.
 
+mod column;
 mod postgres;
 mod sqlite;
 pub mod text;
+mod warm;
 
 use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,6 +27,8 @@ use crate::domain::{
     token::KeyId,
     usage::Uses,
 };
+
+pub use warm::{WarmKey, WarmPage, WarmQuery};
 
 /// Why the store gave no answer.
 #[derive(Debug, Error)]
@@ -159,6 +163,10 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 pub trait Store: Replicas {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
+
+    /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
+    /// all that bounds them and the revision of the log.
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError>;
 
     /// The key of that id, with its last use.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;

@@ -8,7 +8,7 @@ use std::{fs::File, time::Duration};
 use async_trait::async_trait;
 use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
 
-use super::{BEGIN, Db, Hints, POSITION};
+use super::{BEGIN, Db, Hints, POSITION, WARM};
 use crate::{
     domain::{
         caller::TenantSet,
@@ -24,7 +24,7 @@ use crate::{
     },
     store::{
         Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
-        StoreError, text,
+        StoreError, WarmPage, WarmQuery, column, text,
     },
 };
 
@@ -118,6 +118,23 @@ impl Store for SqlStore {
         Ok(Loaded {
             head: row.try_get("head")?,
             found,
+        })
+    }
+
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
+        let row = query(WARM)
+            .bind(asked.after.unwrap_or(i64::MAX))
+            .bind(asked.now.as_micros())
+            .bind(&asked.pepper_id)
+            .bind(i64::from(asked.size))
+            .bind(WarmPage::FIELD_END)
+            .bind(WarmPage::KEY_END)
+            .fetch_one(&self.reader)
+            .await?;
+        Ok(WarmPage {
+            head: row.try_get("head")?,
+            last: row.try_get("last")?,
+            lines: row.try_get::<Option<_>, _>("lines")?.unwrap_or_default(),
         })
     }
 
@@ -344,7 +361,7 @@ impl Mutation for SqlMutation {
             .bind(request_id)
             .fetch_optional(&mut *self.transaction)
             .await?;
-        row.map(|row| row::key_id(row.try_get(0)?)).transpose()
+        row.map(|row| column::key_id(row.try_get(0)?)).transpose()
     }
 
     async fn list_living(
@@ -359,7 +376,7 @@ impl Mutation for SqlMutation {
             list = list.bind(owner);
         }
         let rows = list.fetch_all(&mut *self.transaction).await?;
-        collect(&rows, |row| row::key_id(row.try_get(0)?))
+        collect(&rows, |row| column::key_id(row.try_get(0)?))
     }
 
     async fn insert_key(

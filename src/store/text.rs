@@ -63,6 +63,34 @@ macro_rules! revoke {
     };
 }
 
+/// A page of the keys that are the likeliest to be asked about, in one row; `$hex` is a key's MAC
+/// in hexadecimal digits, which each engine has a word of its own for.
+///
+/// What makes them so is said here alone: they are the newest, page by page by `created_revision`.
+/// Below it stands which of them can be allowed at `$2` and recognised by pepper `$3`. The pepper is
+/// compared as an expression, so that its index does not spoil the order.
+macro_rules! warm {
+    ($hex:literal) => {
+        concat!(
+            "SELECT (SELECT revision FROM log_head) AS head, MIN(w.place) AS last, \
+             string_agg(w.line, $6) AS lines FROM (SELECT k.created_revision AS place, \
+             concat_ws($5, k.key_id, k.tenant_id, k.owner_id, k.scopes, k.audiences, \
+             k.allowed_cidrs, k.metadata, COALESCE(CAST(k.expires_at AS TEXT), ''), ",
+            $hex,
+            ", COALESCE(o.scopes, ''), COALESCE(o.audiences, ''), \
+             CASE WHEN o.suspended THEN 'suspended' ELSE '' END, t.basic_usernames, \
+             CASE WHEN t.require_owner THEN 'required' ELSE '' END, \
+             COALESCE(t.required_owner_scope, '')) AS line \
+             FROM keys k JOIN tenants t ON t.tenant_id = k.tenant_id \
+             LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
+             WHERE k.created_revision < $1 AND k.revoked_at IS NULL AND NOT k.suspended \
+             AND (k.expires_at IS NULL OR k.expires_at > $2) \
+             AND COALESCE(k.mac_pepper, '') = $3 \
+             ORDER BY k.created_revision DESC LIMIT $4) w"
+        )
+    };
+}
+
 macro_rules! statements {
     ($($name:ident = $text:expr;)*) => {
         $(pub(super) const $name: &str = $text;)*
@@ -176,3 +204,8 @@ pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      THEN excluded.last_used_at ELSE u.last_used_at END, \
      last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
      THEN excluded.last_used_ip ELSE u.last_used_ip END";
+
+/// See `warm!`.
+pub(super) const WARM_SQLITE: &str = warm!("hex(k.secret_mac)");
+/// See `warm!`.
+pub(super) const WARM_POSTGRES: &str = warm!("encode(k.secret_mac, 'hex')");

@@ -34,3 +34,4 @@ mod systems;
 mod tools;
 mod traces;
 mod usage;
+mod warm;
