@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod callers;
+mod container;
 mod contract_admin;
 mod contract_errors;
 mod contract_events;
@@ -14,6 +15,7 @@ mod decisions;
 mod durability;
 mod flood;
 mod floors;
+mod helm;
 mod indistinguishable;
 mod inside;
 mod limits;
