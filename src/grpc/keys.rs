@@ -22,7 +22,10 @@ use crate::{
     domain::{
         caller::Action, clock::Timestamp, credential::Credential, key::KeyState, token::KeyId,
     },
-    service::keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
+    service::{
+        keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
+        refused::Refused,
+    },
     store::KeyQuery,
 };
 
@@ -224,10 +227,14 @@ impl KeyService for Doors {
             );
         }
         let presented = checked(fields, presented)?;
-        let found = self.validator.lookup(presented).await?;
+        if !self.validator.recognizes(presented).await? {
+            return Err(Refused::NoKey.into());
+        }
+        let (id, action) = (presented.id(), Action::KeysLookup);
         let key = self
             .keyring
-            .admit_found(&caller, tenant.as_deref(), found)?;
+            .find_key(&caller, tenant.as_deref(), id, action)
+            .await?;
         Ok(Response::new(LookupKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
         }))

@@ -38,6 +38,7 @@ use crate::{
         repepper::{self, PepperMismatch, Repepper},
         replica::Replica,
         secret::Secrets,
+        usage::Usage,
         validator::Validator,
     },
     store::{self, Engine, OpenError, Store, StoreError},
@@ -140,12 +141,14 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         Arc::clone(&cache),
         clock.clone(),
     );
+    let (usage, writing) = Usage::start(Arc::clone(&store));
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
         replica: Arc::clone(&replica),
+        usage,
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
@@ -197,6 +200,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     following.abort();
     let _ = following.await;
     replica.leave().await;
+    // Nobody uses a key any more.
+    writing.finish().await;
     // What was cut off may hold on to the store: its statements end with this process.
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");

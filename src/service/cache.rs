@@ -28,9 +28,10 @@ use super::{
 };
 use crate::domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId};
 
-/// How many epochs there are. Two things that share one cost each other a reload, no more; one
-/// epoch is four bytes.
-const EPOCHS: usize = 1 << 20;
+/// How many epochs there are at most: four for each key that there is room for. Two things that
+/// share one cost each other a reload, no more; one epoch is four bytes.
+const EPOCHS_MAX: usize = 1 << 20;
+const EPOCHS_A_KEY: usize = 4;
 
 /// What an entry takes beside what its standing says: itself, its counts and its place.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 80;
@@ -100,7 +101,7 @@ impl Cache {
         let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
         Self {
             entries: QuickCache::with_weighter(keys.max(1), capacity as u64, Bytes),
-            epochs: Epochs::new(),
+            epochs: Epochs::new(keys.max(1)),
             lease: Lease::default(),
             faults,
         }
@@ -251,6 +252,8 @@ impl Weighter<KeyId, Arc<Entry>> for Bytes {
 /// The epochs of everything, hashed into one table.
 struct Epochs {
     table: Box<[AtomicU32]>,
+    /// What makes a hash a place in the table.
+    shift: u32,
     /// The newest revision whose change has advanced epochs, or is about to.
     announced: AtomicI64,
     /// How often the replicas were joined: an epoch of everything.
@@ -261,9 +264,12 @@ struct Epochs {
 const NEVER_JOINED: Ticket = Ticket(0);
 
 impl Epochs {
-    fn new() -> Self {
+    fn new(keys: usize) -> Self {
+        let epochs = keys.saturating_mul(EPOCHS_A_KEY).min(EPOCHS_MAX);
+        let epochs = epochs.next_power_of_two();
         Self {
-            table: (0..EPOCHS).map(|_| AtomicU32::new(0)).collect(),
+            table: (0..epochs).map(|_| AtomicU32::new(0)).collect(),
+            shift: u32::BITS - epochs.ilog2(),
             announced: AtomicI64::new(0),
             joined: AtomicU32::new(0),
         }
@@ -272,9 +278,9 @@ impl Epochs {
     fn apply(&self, revision: i64, touched: &Touched) {
         self.announced.fetch_max(revision, Ordering::SeqCst);
         match touched {
-            Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_place(*key))),
-            Touched::Owner { tenant, owner } => self.advance(owner_place(tenant, owner)),
-            Touched::Tenant(tenant) => self.advance(tenant_place(tenant)),
+            Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_hash(*key))),
+            Touched::Owner { tenant, owner } => self.advance(owner_hash(tenant, owner)),
+            Touched::Tenant(tenant) => self.advance(tenant_hash(tenant)),
         }
     }
 
@@ -290,9 +296,9 @@ impl Epochs {
 
     /// What an entry loaded at `head` is true at, and whether it is as new as all that is known.
     fn stamp(&self, id: KeyId, standing: &Standing, head: i64, ticket: Ticket) -> (Stamp, bool) {
-        let owner = owner_place(standing.tenant_id(), standing.owner_id());
-        let tenant = tenant_place(standing.tenant_id());
-        let sum = self.sum(key_place(id), owner, tenant);
+        let owner = owner_hash(standing.tenant_id(), standing.owner_id());
+        let tenant = tenant_hash(standing.tenant_id());
+        let sum = self.sum(key_hash(id), owner, tenant);
         // After the epochs: a change that they show has been announced by now.
         let current = self.announced.load(Ordering::SeqCst) <= head;
         let joined = ticket != NEVER_JOINED && ticket == self.ticket();
@@ -300,31 +306,35 @@ impl Epochs {
     }
 
     fn counts(&self, id: KeyId, stamp: Stamp) -> bool {
-        self.sum(key_place(id), stamp.owner, stamp.tenant) == stamp.sum
+        self.sum(key_hash(id), stamp.owner, stamp.tenant) == stamp.sum
     }
 
     fn sum(&self, key: u32, owner: u32, tenant: u32) -> u32 {
         [key, owner, tenant]
             .into_iter()
-            .map(|place| self.table[place as usize].load(Ordering::SeqCst))
+            .map(|hash| self.epoch(hash).load(Ordering::SeqCst))
             .fold(self.joined.load(Ordering::SeqCst), u32::wrapping_add)
     }
 
-    fn advance(&self, place: u32) {
-        self.table[place as usize].fetch_add(1, Ordering::SeqCst);
+    fn advance(&self, hash: u32) {
+        self.epoch(hash).fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn epoch(&self, hash: u32) -> &AtomicU32 {
+        &self.table[(hash >> self.shift) as usize]
     }
 }
 
 /// An id is random already: half of it, multiplied to fill the upper bits.
-fn key_place(id: KeyId) -> u32 {
+fn key_hash(id: KeyId) -> u32 {
     fold(id.low_bits().wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-fn owner_place(tenant: &str, owner: &str) -> u32 {
+fn owner_hash(tenant: &str, owner: &str) -> u32 {
     hashed(&[tenant, "\0", owner])
 }
 
-fn tenant_place(tenant: &str) -> u32 {
+fn tenant_hash(tenant: &str) -> u32 {
     hashed(&[tenant])
 }
 
@@ -338,7 +348,7 @@ fn hashed(parts: &[&str]) -> u32 {
 
 fn fold(mixed: u64) -> u32 {
     // The upper bits are the best mixed ones.
-    u32::try_from(mixed >> (64 - EPOCHS.ilog2())).unwrap_or_default()
+    u32::try_from(mixed >> 32).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -378,6 +388,7 @@ mod tests {
             revoked: None,
             rotated_from: None,
             rotated_to: None,
+            last_used: None,
             hash_version: HASH_VERSION.to_owned(),
             created_revision: 1,
             revision: 1,

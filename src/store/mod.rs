@@ -23,6 +23,7 @@ use crate::domain::{
     page::Page,
     tenant::Tenant,
     token::KeyId,
+    usage::Uses,
 };
 
 /// Why the store gave no answer.
@@ -159,10 +160,10 @@ pub trait Store: Replicas {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
 
-    /// The key of that id.
+    /// The key of that id, with its last use.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;
 
-    /// Keys, newest first; a page's cursor is the `created_revision` of its last key. States are
+    /// Keys with their last uses, newest first; a page's cursor is the `created_revision` of its last key. States are
     /// those at `now`.
     async fn list_keys(
         &self,
@@ -216,6 +217,11 @@ pub trait Store: Replicas {
     /// Replaces a key's MAC by one of the same key under another pepper. Not a change that
     /// anybody could see, and so not an event.
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError>;
+
+    /// Adds uses of keys to those that are known: the latest is the last, and counts add. In a
+    /// transaction of its own; not a change that is in the log. After an error they may have been
+    /// added.
+    async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError>;
 
     /// Closes all connections, after what is running on them has ended.
     async fn close(&self);

@@ -20,6 +20,7 @@ use crate::{
         scope::Scope,
         tenant::{OnLimit, Tenant},
         token::KeyId,
+        usage::Uses,
     },
     store::{
         Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
@@ -125,7 +126,7 @@ impl Store for SqlStore {
             .bind(id.as_bare())
             .fetch_optional(&self.reader)
             .await?;
-        row.as_ref().map(row::key).transpose()
+        row.as_ref().map(row::used_key).transpose()
     }
 
     async fn list_keys(
@@ -155,7 +156,7 @@ impl Store for SqlStore {
         }
         sql.push(" ORDER BY k.created_revision DESC LIMIT ")
             .push_bind(i64::from(page.size));
-        collect(&sql.build().fetch_all(&self.reader).await?, row::key)
+        collect(&sql.build().fetch_all(&self.reader).await?, row::used_key)
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
@@ -281,6 +282,23 @@ impl Store for SqlStore {
         Ok(())
     }
 
+    async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let mut sql = QueryBuilder::<Db>::new(text::ADD_USES);
+        sql.push_values(uses, |mut row, (key, uses)| {
+            row.push_bind(key.as_bare().to_owned())
+                .push_bind(uses.last.at.as_micros())
+                .push_bind(uses.last.from.map(|ip| ip.to_string()))
+                .push_bind(i64::try_from(uses.count).unwrap_or(i64::MAX));
+        });
+        sql.push(text::TO_KNOWN_USES);
+        // As many statements as there are lengths of batches: none is worth keeping prepared.
+        sql.build().persistent(false).execute(&self.writer).await?;
+        Ok(())
+    }
+
     async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
@@ -305,7 +323,7 @@ impl Mutation for SqlMutation {
             .bind(id.as_bare())
             .fetch_optional(&mut *self.transaction)
             .await?;
-        row.as_ref().map(row::key).transpose()
+        row.as_ref().map(row::used_key).transpose()
     }
 
     async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {

@@ -17,6 +17,18 @@ macro_rules! key_columns {
     };
 }
 
+/// Keys `k` with their last uses.
+macro_rules! used_keys {
+    () => {
+        concat!(
+            "SELECT ",
+            key_columns!(),
+            ", u.last_used_at AS u_last_used_at, u.last_used_ip AS u_last_used_ip \
+             FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE "
+        )
+    };
+}
+
 macro_rules! owner_columns {
     () => {
         "o.tenant_id AS o_tenant_id, o.owner_id AS o_owner_id, o.scopes AS o_scopes, \
@@ -71,7 +83,7 @@ statements! {
          LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
          LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
     );
-    FIND_KEY = concat!("SELECT ", key_columns!(), " FROM keys k WHERE k.key_id = $1");
+    FIND_KEY = concat!(used_keys!(), "k.key_id = $1");
     FIND_REQUEST = "SELECT key_id FROM keys WHERE tenant_id = $1 AND request_id = $2";
     LIST_LIVING =
         concat!("SELECT key_id FROM keys WHERE ", living!(), " ORDER BY created_revision");
@@ -144,11 +156,7 @@ pub const REPLICAS_OF_ONE_PROCESS: &str = "CREATE TEMP TABLE replicas (id TEXT P
      applied_revision INTEGER NOT NULL, renewals INTEGER NOT NULL, lease INTEGER NOT NULL)";
 
 /// Keys, to be followed by conditions.
-pub(super) const LIST_KEYS: &str = concat!(
-    "SELECT ",
-    key_columns!(),
-    " FROM keys k WHERE k.tenant_id = "
-);
+pub(super) const LIST_KEYS: &str = concat!(used_keys!(), "k.tenant_id = ");
 /// Tenants, to be followed by conditions.
 pub(super) const LIST_TENANTS: &str = concat!(
     "SELECT ",
@@ -158,3 +166,13 @@ pub(super) const LIST_TENANTS: &str = concat!(
 /// Events, to be followed by conditions.
 pub(super) const LIST_EVENTS: &str = "SELECT revision, at, actor, kind, tenant_id, key_id, \
      owner_id, details, trace_id FROM events WHERE revision ";
+/// Uses of keys, to be followed by rows and [`TO_KNOWN_USES`].
+pub(super) const ADD_USES: &str =
+    "INSERT INTO key_usage AS u (key_id, last_used_at, last_used_ip, uses) ";
+/// Of two last uses the later one is the last.
+pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
+     uses = u.uses + excluded.uses, \
+     last_used_at = CASE WHEN excluded.last_used_at >= u.last_used_at \
+     THEN excluded.last_used_at ELSE u.last_used_at END, \
+     last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
+     THEN excluded.last_used_ip ELSE u.last_used_ip END";

@@ -177,6 +177,15 @@ impl Client {
     }
 }
 
+/// The key without its last use, which comes by itself within seconds.
+pub fn unused(key: Key) -> Key {
+    Key {
+        last_used_at: None,
+        last_used_ip: String::new(),
+        ..key
+    }
+}
+
 /// A request for a key that breaks no rule.
 pub fn new_key(tenant: &str, scopes: &[&str]) -> CreateKeyRequest {
     CreateKeyRequest {
