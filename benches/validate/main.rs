@@ -22,6 +22,7 @@ mod hot;
 mod keys;
 mod load;
 mod memory;
+mod page;
 mod plot;
 mod report;
 mod select;
