@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use super::{
     clock::Timestamp,
     key::Grant,
+    owner::Owner,
     scope::{self, Scope, Scopes},
+    tenant::Tenant,
 };
 
 /// A key's standing: what bars it, what it grants, how it is limited.
@@ -25,6 +27,41 @@ pub struct Standing {
     expires_at: Option<Timestamp>,
     bar: Option<Bar>,
     limits: Option<Box<Limits>>,
+}
+
+/// What of a key, its owner and its tenant a standing is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    pub tenant_id: &'a str,
+    pub owner_id: &'a str,
+    pub scopes: &'a Scopes,
+    pub audiences: &'a [String],
+    pub allowed_cidrs: &'a [IpNet],
+    pub metadata: &'a BTreeMap<String, String>,
+    pub expires_at: Option<Timestamp>,
+    pub revoked: bool,
+    pub suspended: bool,
+    /// The owner's record, if it has one.
+    pub owner: Option<&'a Owner>,
+    pub tenant: &'a Tenant,
+}
+
+impl<'a> From<&'a Grant> for Terms<'a> {
+    fn from(Grant { key, owner, tenant }: &'a Grant) -> Self {
+        Self {
+            tenant_id: &key.tenant_id,
+            owner_id: &key.owner_id,
+            scopes: &key.scopes,
+            audiences: &key.audiences,
+            allowed_cidrs: &key.allowed_cidrs,
+            metadata: &key.metadata,
+            expires_at: key.expires_at,
+            revoked: key.revoked.is_some(),
+            suspended: key.suspended,
+            owner: owner.as_ref(),
+            tenant,
+        }
+    }
 }
 
 /// What bars a key whatever is asked, in the order of the checks.
@@ -81,21 +118,31 @@ impl Standing {
     /// The standing of a key with all that bounds it.
     #[must_use]
     pub fn of(grant: &Grant) -> Self {
-        let (key, owner) = (&grant.key, grant.owner.as_ref());
-        let (scopes, both) = match owner {
-            None => (key.scopes.clone(), None),
-            Some(owner) if key.scopes.len() * owner.scopes.len() <= MEET_MAX => {
-                (key.scopes.meet(&owner.scopes), None)
+        Self::new(&grant.into())
+    }
+
+    /// The standing that these terms make.
+    #[must_use]
+    pub fn new(terms: &Terms<'_>) -> Self {
+        let met;
+        let (scopes, both) = match terms.owner {
+            None => (terms.scopes, None),
+            Some(owner) if terms.scopes.len() * owner.scopes.len() <= MEET_MAX => {
+                met = terms.scopes.meet(&owner.scopes);
+                (&met, None)
             }
             Some(owner) => {
-                let both = (key.scopes.clone(), owner.scopes.clone());
-                (both.0.common(&both.1), Some(both))
+                met = terms.scopes.common(&owner.scopes);
+                (&met, Some((terms.scopes.clone(), owner.scopes.clone())))
             }
         };
-        let mut text = String::with_capacity(key.tenant_id.len() + key.owner_id.len());
-        text.push_str(&key.tenant_id);
+        let length = |scope: &Scope| scope.as_str().len() + 1;
+        let scopes_length: usize = scopes.iter().map(length).sum();
+        let names = terms.tenant_id.len() + terms.owner_id.len();
+        let mut text = String::with_capacity(names + scopes_length);
+        text.push_str(terms.tenant_id);
         let owner_at = text.len();
-        text.push_str(&key.owner_id);
+        text.push_str(terms.owner_id);
         let scopes_at = text.len();
         for (place, scope) in scopes.iter().enumerate() {
             if place > 0 {
@@ -104,21 +151,21 @@ impl Standing {
             text.push_str(scope.as_str());
         }
         let limits = Limits {
-            key_audiences: key.audiences.clone(),
-            owner_audiences: owner
-                .map(|owner| owner.audiences.clone())
-                .unwrap_or_default(),
-            allowed_cidrs: key.allowed_cidrs.clone(),
-            basic_usernames: grant.tenant.basic_usernames.clone(),
-            metadata: key.metadata.clone(),
+            key_audiences: terms.audiences.to_vec(),
+            owner_audiences: terms
+                .owner
+                .map_or_else(Vec::new, |owner| owner.audiences.clone()),
+            allowed_cidrs: terms.allowed_cidrs.to_vec(),
+            basic_usernames: terms.tenant.basic_usernames.clone(),
+            metadata: terms.metadata.clone(),
             both,
         };
         Self {
             text: text.into(),
-            owner_at: length(owner_at),
-            scopes_at: length(scopes_at),
-            expires_at: key.expires_at,
-            bar: Bar::of(grant),
+            owner_at: self::length(owner_at),
+            scopes_at: self::length(scopes_at),
+            expires_at: terms.expires_at,
+            bar: Bar::of(terms),
             limits: (limits != Limits::default()).then(|| Box::new(limits)),
         }
     }
@@ -240,15 +287,14 @@ impl Standing {
 }
 
 impl Bar {
-    fn of(grant: &Grant) -> Option<Self> {
-        let owner = grant.owner.as_ref();
-        if grant.key.revoked.is_some() {
+    fn of(terms: &Terms<'_>) -> Option<Self> {
+        if terms.revoked {
             Some(Self::Revoked)
-        } else if grant.key.suspended {
+        } else if terms.suspended {
             Some(Self::Suspended)
-        } else if owner.is_some_and(|owner| owner.suspended) {
+        } else if terms.owner.is_some_and(|owner| owner.suspended) {
             Some(Self::OwnerSuspended)
-        } else if grant.tenant.admit_owner(owner).is_err() {
+        } else if terms.tenant.admit_owner(terms.owner).is_err() {
             Some(Self::OwnerNotPermitted)
         } else {
             None

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, token::KeyId,
+        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, page, token::KeyId,
     },
     service::{
         keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
@@ -91,18 +91,21 @@ impl KeyService for Doors {
         };
         let page = fields.page(&query, request.page_size, &request.page_token);
         fields.check()?;
-        let found = self
+        let listed = self
             .keyring
             .list_keys(&caller, &query, &page.and_one())
             .await?;
         let now = self.clock.now();
-        let (keys, next_page_token) = convert::list(
+        let (keys, mut next_page_token) = convert::list(
             &query,
             &page,
-            found,
+            listed.keys,
             |key| key.created_revision.to_string(),
             |key| convert::key(key, now),
         );
+        if let (true, Some(to)) = (next_page_token.is_empty(), listed.looked_to) {
+            next_page_token = page::token(&query, &to.to_string());
+        }
         Ok(Response::new(ListKeysResponse {
             keys,
             next_page_token,

@@ -96,6 +96,10 @@ pub struct Config {
     #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
     pub cache_keys: usize,
 
+    /// How many of the most recently used keys are in memory before the server is ready
+    #[arg(long, env = "GATEKEY_WARM_KEYS", default_value_t = 100_000, value_name = "KEYS", value_parser = parse_count_or_none, global = true)]
+    pub warm_keys: usize,
+
     /// How long a replica that lost the store may still answer from memory, and the longest that a
     /// revocation waits for a lost replica; the same for all replicas
     #[arg(long, env = "GATEKEY_LEASE", default_value = "10s", value_name = "DURATION", value_parser = parse_lease, global = true)]
@@ -196,6 +200,7 @@ impl fmt::Debug for Config {
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
             .field("cache_keys", &self.cache_keys)
+            .field("warm_keys", &self.warm_keys)
             .field("lease", &self.lease)
             .field("workers", &self.workers)
             .field("validate_auth", &self.validate_auth)
@@ -297,6 +302,11 @@ fn parse_lease(text: &str) -> Result<Duration, String> {
 fn parse_count(text: &str) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| *count > 0);
     count.ok_or_else(|| "must be a number of 1 or more".to_owned())
+}
+
+fn parse_count_or_none(text: &str) -> Result<usize, String> {
+    let count = text.parse();
+    count.map_err(|_| "must be a number of 0 or more".to_owned())
 }
 
 fn parse_level(text: &str) -> Result<LevelFilter, String> {

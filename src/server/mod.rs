@@ -23,13 +23,14 @@ use tracing::{info, warn};
 
 use self::{
     config::{Config, ValidateAuth},
+    health::Readiness,
     keyfile::KeyFiles,
     telemetry::{Telemetry, TelemetryError},
     workers::Workers,
 };
 use crate::{
     domain::clock::SystemClock,
-    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
+    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
     service::{
         cache::Cache,
         fault::Faults,
@@ -40,6 +41,7 @@ use crate::{
         secret::Secrets,
         usage::Usage,
         validator::Validator,
+        warm::Warmer,
     },
     store::{self, Engine, OpenError, Store, StoreError},
 };
@@ -113,13 +115,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| StartError::Setting {
-            variable: "GATEKEY_LISTEN",
-            value: config.listen.to_string(),
-            why: error.to_string(),
-        })?;
+    let listener = bind(config).await?;
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
@@ -134,6 +130,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         let replica = Arc::clone(&replica);
         async move { replica.run().await }
     });
+    let warmer = Warmer {
+        store: Arc::clone(&store),
+        secrets: Arc::clone(&secrets),
+        cache: Arc::clone(&cache),
+        clock: clock.clone(),
+    };
     let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
     let keyring = Keyring::new(
         Arc::clone(&store),
@@ -155,16 +157,9 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         stop: stop.clone(),
     };
 
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter
-        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
-        .await;
-    let readiness = tokio::spawn(health::follow(Arc::clone(&replica), reporter.clone()));
-    let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
-    let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
-    let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))
-        .add_service(reflection_v1.max_decoding_message_size(MESSAGE_MAX))
-        .add_service(reflection_v1alpha.max_decoding_message_size(MESSAGE_MAX));
+    let warm_keys = config.warm_keys.min(config.cache_keys);
+    let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
+    let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
     let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
     let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
     info!(
@@ -182,12 +177,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
-    readiness.abort();
-    // It fails as it was told to.
-    let _ = readiness.await;
-    reporter
-        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
-        .await;
+    readiness.end().await;
     drop(listener);
     stop.cancel();
     let mut ended = tokio::task::spawn_blocking(|| workers.join());
@@ -228,6 +218,16 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
+/// Takes the port.
+async fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(config.listen).await;
+    bound.map_err(|error| StartError::Setting {
+        variable: "GATEKEY_LISTEN",
+        value: config.listen.to_string(),
+        why: error.to_string(),
+    })
+}
+
 fn bad_store(config: &Config, error: &OpenError) -> StartError {
     StartError::Setting {
         variable: "GATEKEY_DATABASE_URL",
@@ -245,6 +245,14 @@ fn bad_pepper(config: &Config, mismatch: PepperMismatch) -> StartError {
             why: unfit.to_string(),
         },
     }
+}
+
+fn with_reflection(routes: Routes) -> Result<Routes, StartError> {
+    let v1 = reflection().build_v1().map_err(reflection_error)?;
+    let v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
+    Ok(routes
+        .add_service(v1.max_decoding_message_size(MESSAGE_MAX))
+        .add_service(v1alpha.max_decoding_message_size(MESSAGE_MAX)))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

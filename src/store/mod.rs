@@ -5,9 +5,12 @@
 //! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
 //! [`StoreError`]'s source, for the log.
 
+mod column;
+pub mod listing;
 mod postgres;
 mod sqlite;
 pub mod text;
+mod warm;
 
 use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,6 +28,8 @@ use crate::domain::{
     token::KeyId,
     usage::Uses,
 };
+
+pub use warm::{WarmKey, WarmPage, WarmQuery};
 
 /// Why the store gave no answer.
 #[derive(Debug, Error)]
@@ -131,6 +136,15 @@ pub struct KeyQuery {
     pub expires_before: Option<Timestamp>,
 }
 
+/// Keys found for a page.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub keys: Vec<Key>,
+    /// Where the list goes on if nothing follows in `keys`: further than this was not looked.
+    /// `None`: there is nothing further.
+    pub looked_to: Option<i64>,
+}
+
 /// Which events to list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventQuery {
@@ -160,17 +174,21 @@ pub trait Store: Replicas {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
 
+    /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
+    /// all that bounds them and the revision of the log.
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError>;
+
     /// The key of that id, with its last use.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;
 
-    /// Keys with their last uses, newest first; a page's cursor is the `created_revision` of its last key. States are
+    /// Keys with their last uses, newest first; a page's cursor is a `created_revision`. States are
     /// those at `now`.
     async fn list_keys(
         &self,
         query: &KeyQuery,
         now: Timestamp,
         page: &Page,
-    ) -> Result<Vec<Key>, StoreError>;
+    ) -> Result<Listed, StoreError>;
 
     /// The owner of that name.
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;

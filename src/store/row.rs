@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use sqlx::{Database, Row as _};
 
 use super::super::Db;
@@ -16,10 +16,12 @@ use crate::{
         owner::Owner,
         scope::{Scope, Scopes},
         tenant::{OnLimit, Tenant},
-        token::KeyId,
         usage::Use,
     },
-    store::{Member, StoreError},
+    store::{
+        Member, StoreError,
+        column::{cidrs, json, key_id, scope, scopes},
+    },
 };
 
 type Row = <Db as Database>::Row;
@@ -38,7 +40,6 @@ pub(super) fn key(row: &Row) -> Result<Key, StoreError> {
                 .unwrap_or_default(),
         }),
     };
-    let cidrs: Vec<String> = json(row.try_get("k_allowed_cidrs")?, "allowed_cidrs")?;
     Ok(Key {
         key_id: key_id(row.try_get("k_key_id")?)?,
         tenant_id: row.try_get("k_tenant_id")?,
@@ -48,13 +49,7 @@ pub(super) fn key(row: &Row) -> Result<Key, StoreError> {
         prefix: row.try_get("k_prefix")?,
         scopes: scopes(row.try_get("k_scopes")?)?,
         audiences: json(row.try_get("k_audiences")?, "audiences")?,
-        allowed_cidrs: cidrs
-            .iter()
-            .map(|cidr| {
-                cidr.parse()
-                    .map_err(|_| StoreError::Corrupt("allowed_cidrs"))
-            })
-            .collect::<Result<_, _>>()?,
+        allowed_cidrs: cidrs(row.try_get("k_allowed_cidrs")?)?,
         metadata: json(row.try_get("k_metadata")?, "metadata")?,
         suspended: row.try_get("k_suspended")?,
         created_at: Timestamp::from_micros(row.try_get("k_created_at")?),
@@ -180,10 +175,6 @@ pub(super) fn member(row: &Row) -> Result<Member, StoreError> {
     })
 }
 
-pub(super) fn key_id(bare: &str) -> Result<KeyId, StoreError> {
-    KeyId::from_bare(bare).ok_or(StoreError::Corrupt("key_id"))
-}
-
 /// A list or a map as a column holds it.
 pub(super) fn as_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("lists and maps of strings can be written as JSON")
@@ -197,19 +188,6 @@ pub(super) fn scopes_as_json(scopes: &Scopes) -> String {
 /// A duration as a column holds it: microseconds.
 pub(super) fn as_micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|_| StoreError::Corrupt(column))
-}
-
-fn scopes(text: &str) -> Result<Scopes, StoreError> {
-    let texts: Vec<&str> = serde_json::from_str(text).map_err(|_| StoreError::Corrupt("scopes"))?;
-    texts.into_iter().map(scope).collect()
-}
-
-fn scope(text: &str) -> Result<Scope, StoreError> {
-    Scope::parse(text).ok_or(StoreError::Corrupt("scopes"))
 }
 
 fn span(micros: i64) -> Result<Duration, StoreError> {

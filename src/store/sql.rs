@@ -8,13 +8,13 @@ use std::{fs::File, time::Duration};
 use async_trait::async_trait;
 use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
 
-use super::{BEGIN, Db, Hints, POSITION};
+use super::{BEGIN, Db, Hints, POSITION, WARM};
 use crate::{
     domain::{
         caller::TenantSet,
         clock::Timestamp,
         event::{Change, Event},
-        key::{Grant, Key, KeyState, Mac, Verifier},
+        key::{Grant, Key, Mac, Verifier},
         owner::Owner,
         page::Page,
         scope::Scope,
@@ -23,8 +23,10 @@ use crate::{
         usage::Uses,
     },
     store::{
-        Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
-        StoreError, text,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
+        Store, StoreError, WarmPage, WarmQuery, column,
+        listing::{self, Param},
+        text,
     },
 };
 
@@ -121,6 +123,23 @@ impl Store for SqlStore {
         })
     }
 
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
+        let row = query(WARM)
+            .bind(asked.after.unwrap_or(i64::MAX))
+            .bind(asked.now.as_micros())
+            .bind(&asked.pepper_id)
+            .bind(i64::from(asked.size))
+            .bind(WarmPage::FIELD_END)
+            .bind(WarmPage::KEY_END)
+            .fetch_one(&self.reader)
+            .await?;
+        Ok(WarmPage {
+            head: row.try_get("head")?,
+            last: row.try_get("last")?,
+            lines: row.try_get::<Option<_>, _>("lines")?.unwrap_or_default(),
+        })
+    }
+
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
         let row = query(text::FIND_KEY)
             .bind(id.as_bare())
@@ -134,29 +153,43 @@ impl Store for SqlStore {
         asked: &KeyQuery,
         now: Timestamp,
         page: &Page,
-    ) -> Result<Vec<Key>, StoreError> {
-        let mut sql = QueryBuilder::<Db>::new(text::LIST_KEYS);
-        sql.push_bind(asked.tenant_id.clone());
-        if let Some(owner) = &asked.owner_id {
-            sql.push(" AND k.owner_id = ").push_bind(owner.clone());
+    ) -> Result<Listed, StoreError> {
+        let expires_before = listing::expires_before(asked, now).map(Timestamp::as_micros);
+        let few = match expires_before {
+            None => false,
+            Some(time) => {
+                let sql = sqlx::AssertSqlSafe(listing::count_expiring());
+                let count: i64 = query_scalar(sql)
+                    .bind(&asked.tenant_id)
+                    .bind(time)
+                    .fetch_one(&self.reader)
+                    .await?;
+                count <= listing::FEW
+            }
+        };
+        let statement = listing::list(asked, now, few, POSITION);
+        // Its words are the listing's own; what was asked is bound.
+        let mut list = query(sqlx::AssertSqlSafe(statement.sql));
+        for param in statement.params {
+            list = match param {
+                Param::Tenant => list.bind(&asked.tenant_id),
+                Param::Owner => list.bind(&asked.owner_id),
+                Param::Label => list.bind(&asked.label_contains),
+                Param::ExpiresBefore => list.bind(expires_before),
+                Param::Now => list.bind(now.as_micros()),
+                Param::Before => list.bind(numeric_cursor(page).unwrap_or(i64::MAX)),
+                Param::Size => list.bind(i64::from(page.size)),
+            };
         }
-        if let Some(part) = &asked.label_contains {
-            sql.push(" AND ")
-                .push(POSITION)
-                .push("(k.label, ")
-                .push_bind(part.clone())
-                .push(") > 0");
-        }
-        if let Some(time) = asked.expires_before {
-            sql.push(" AND k.expires_at < ").push_bind(time.as_micros());
-        }
-        push_states(&mut sql, &asked.states, now);
-        if let Some(before) = numeric_cursor(page) {
-            sql.push(" AND k.created_revision < ").push_bind(before);
-        }
-        sql.push(" ORDER BY k.created_revision DESC LIMIT ")
-            .push_bind(i64::from(page.size));
-        collect(&sql.build().fetch_all(&self.reader).await?, row::used_key)
+        let rows = list.persistent(false).fetch_all(&self.reader).await?;
+        let looked_to = rows.first().map(|row| row.try_get("looked_to"));
+        // Where nothing is found one row says how far was looked.
+        let found = |row: &&Row| !matches!(row.try_get("k_key_id"), Ok(None::<&str>));
+        let keys = rows.iter().filter(found).map(row::used_key);
+        Ok(Listed {
+            looked_to: looked_to.transpose()?.flatten(),
+            keys: keys.collect::<Result<_, _>>()?,
+        })
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
@@ -344,7 +377,7 @@ impl Mutation for SqlMutation {
             .bind(request_id)
             .fetch_optional(&mut *self.transaction)
             .await?;
-        row.map(|row| row::key_id(row.try_get(0)?)).transpose()
+        row.map(|row| column::key_id(row.try_get(0)?)).transpose()
     }
 
     async fn list_living(
@@ -359,7 +392,7 @@ impl Mutation for SqlMutation {
             list = list.bind(owner);
         }
         let rows = list.fetch_all(&mut *self.transaction).await?;
-        collect(&rows, |row| row::key_id(row.try_get(0)?))
+        collect(&rows, |row| column::key_id(row.try_get(0)?))
     }
 
     async fn insert_key(
@@ -553,29 +586,6 @@ fn collect<T>(
     read: impl Fn(&Row) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     rows.iter().map(read).collect()
-}
-
-/// The same order of checks as [`Key::state`].
-fn push_states(sql: &mut QueryBuilder<Db>, states: &[KeyState], now: Timestamp) {
-    if states.is_empty() {
-        return;
-    }
-    let now = now.as_micros();
-    sql.push(" AND (FALSE");
-    for state in states {
-        match state {
-            KeyState::Revoked => sql.push(" OR k.revoked_at IS NOT NULL"),
-            KeyState::Expired => sql
-                .push(" OR k.revoked_at IS NULL AND k.expires_at <= ")
-                .push_bind(now),
-            KeyState::Suspended | KeyState::Active => sql
-                .push(" OR k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ")
-                .push_bind(now)
-                .push(") AND k.suspended = ")
-                .push_bind(*state == KeyState::Suspended),
-        };
-    }
-    sql.push(")");
 }
 
 fn push_tenants(sql: &mut QueryBuilder<Db>, column: &str, of: &TenantSet) {

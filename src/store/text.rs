@@ -1,7 +1,7 @@
 //! The statements, the same for both engines, in words that both understand.
 //!
 //! A test prepares each of [`ALL`] on both. Lists with optional filters are built in `sql.rs`
-//! from the selections here.
+//! from the selections here, that of keys in `listing.rs`.
 
 macro_rules! key_columns {
     () => {
@@ -17,14 +17,12 @@ macro_rules! key_columns {
     };
 }
 
-/// Keys `k` with their last uses.
-macro_rules! used_keys {
+/// Those of keys `k` and their last uses `u`.
+macro_rules! used_key_columns {
     () => {
         concat!(
-            "SELECT ",
             key_columns!(),
-            ", u.last_used_at AS u_last_used_at, u.last_used_ip AS u_last_used_ip \
-             FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE "
+            ", u.last_used_at AS u_last_used_at, u.last_used_ip AS u_last_used_ip"
         )
     };
 }
@@ -63,6 +61,34 @@ macro_rules! revoke {
     };
 }
 
+/// A page of the keys that are the likeliest to be asked about, in one row; `$hex` is a key's MAC
+/// in hexadecimal digits, which each engine has a word of its own for.
+///
+/// What makes them so is said here alone: they are the newest, page by page by `created_revision`.
+/// Below it stands which of them can be allowed at `$2` and recognised by pepper `$3`. The pepper is
+/// compared as an expression, so that its index does not spoil the order.
+macro_rules! warm {
+    ($hex:literal) => {
+        concat!(
+            "SELECT (SELECT revision FROM log_head) AS head, MIN(w.place) AS last, \
+             string_agg(w.line, $6) AS lines FROM (SELECT k.created_revision AS place, \
+             concat_ws($5, k.key_id, k.tenant_id, k.owner_id, k.scopes, k.audiences, \
+             k.allowed_cidrs, k.metadata, COALESCE(CAST(k.expires_at AS TEXT), ''), ",
+            $hex,
+            ", COALESCE(o.scopes, ''), COALESCE(o.audiences, ''), \
+             CASE WHEN o.suspended THEN 'suspended' ELSE '' END, t.basic_usernames, \
+             CASE WHEN t.require_owner THEN 'required' ELSE '' END, \
+             COALESCE(t.required_owner_scope, '')) AS line \
+             FROM keys k JOIN tenants t ON t.tenant_id = k.tenant_id \
+             LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
+             WHERE k.created_revision < $1 AND k.revoked_at IS NULL AND NOT k.suspended \
+             AND (k.expires_at IS NULL OR k.expires_at > $2) \
+             AND COALESCE(k.mac_pepper, '') = $3 \
+             ORDER BY k.created_revision DESC LIMIT $4) w"
+        )
+    };
+}
+
 macro_rules! statements {
     ($($name:ident = $text:expr;)*) => {
         $(pub(super) const $name: &str = $text;)*
@@ -83,7 +109,10 @@ statements! {
          LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
          LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
     );
-    FIND_KEY = concat!(used_keys!(), "k.key_id = $1");
+    FIND_KEY = concat!(
+        "SELECT ", used_key_columns!(),
+        " FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE k.key_id = $1"
+    );
     FIND_REQUEST = "SELECT key_id FROM keys WHERE tenant_id = $1 AND request_id = $2";
     LIST_LIVING =
         concat!("SELECT key_id FROM keys WHERE ", living!(), " ORDER BY created_revision");
@@ -153,8 +182,8 @@ statements! {
 pub const REPLICAS_OF_ONE_PROCESS: &str = "CREATE TEMP TABLE replicas (id TEXT PRIMARY KEY, \
      applied_revision INTEGER NOT NULL, renewals INTEGER NOT NULL, lease INTEGER NOT NULL)";
 
-/// Keys, to be followed by conditions.
-pub(super) const LIST_KEYS: &str = concat!(used_keys!(), "k.tenant_id = ");
+/// What is read of a key and its last use.
+pub(super) const USED_KEY_COLUMNS: &str = used_key_columns!();
 /// Tenants, to be followed by conditions.
 pub(super) const LIST_TENANTS: &str = concat!(
     "SELECT ",
@@ -174,3 +203,8 @@ pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      THEN excluded.last_used_at ELSE u.last_used_at END, \
      last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
      THEN excluded.last_used_ip ELSE u.last_used_ip END";
+
+/// See `warm!`.
+pub(super) const WARM_SQLITE: &str = warm!("hex(k.secret_mac)");
+/// See `warm!`.
+pub(super) const WARM_POSTGRES: &str = warm!("encode(k.secret_mac, 'hex')");

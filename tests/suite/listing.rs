@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use gatekey::grpc::proto::{CreateKeyRequest, Key, ListKeysRequest};
+use gatekey::grpc::proto::{CreateKeyRequest, Key, KeyState, ListKeysRequest};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
 
-use crate::support::{Client, on_both_engines};
+use crate::{
+    inside::Inside,
+    support::{Client, on_both_engines},
+};
 
 const TENANT: &str = "default";
 pub const MANY: usize = 10_000;
@@ -17,6 +20,33 @@ pub const MANY: usize = 10_000;
 const CREATORS: usize = 16;
 
 on_both_engines! {
+    async fn among_many_keys_each_filter_lets_its_keys_through_and_no_page_looks_at_all(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        let mut inside = Inside::of(&setup).await;
+        inside.run(STORE).await;
+        inside.run("UPDATE log_head SET revision = 45000").await;
+        for (request, lets_through) in filters() {
+            let (mut numbers, mut pages, mut page_token) = (Vec::new(), 0, String::new());
+            loop {
+                let request = ListKeysRequest { page_size: 1000, page_token, ..request.clone() };
+                let page = admin.keys.clone().list_keys(request).await.expect("a page").into_inner();
+                pages += 1;
+                numbers.extend(page.keys.iter().map(|key| key.revision));
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    break;
+                }
+            }
+            let expected: Vec<_> = (1..=STORED).rev().filter(|n| lets_through(*n)).collect();
+            assert!(numbers == expected, "{request:?}: {} of {}", numbers.len(), expected.len());
+            assert!(pages <= expected.len() / 1000 + 5, "{request:?}: {pages} pages");
+            if request.label_contains == "nowhere" {
+                assert_eq!(pages, 5, "each looked at some of the keys");
+            }
+        }
+    }
+
     async fn pages_of_every_size_give_the_same_list(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;
@@ -49,6 +79,99 @@ on_both_engines! {
             assert_eq!(pages.concat(), created, "pages of {size}");
         }
     }
+}
+
+/// How many keys are written past gatekey: pages are looked for in 10 000 at a time.
+const STORED: i64 = 45_000;
+/// The key of number n has the label `key n`; some expire, some are suspended, some revoked.
+const STORE: &str = "INSERT INTO keys (key_id, tenant_id, owner_id, label, description, prefix, scopes, \
+    audiences, allowed_cidrs, metadata, suspended, created_at, created_by, expires_at, revoked_at, hash_version, \
+    secret_phc, created_revision, revision) \
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 45000) \
+    SELECT CAST(1000000000000000 + n AS TEXT), 'default', CASE WHEN n % 15000 = 3 THEN 'rare' ELSE 'usual' END, \
+    'key ' || n, '', 'gk', '[\"a\"]', '[]', '[]', '{}', n IN (9, 20000, 40000), 0, 'admin', \
+    CASE WHEN n % 9000 = 5 THEN 1000 + n WHEN n % 2 = 0 THEN 4000000000000000 + n END, \
+    CASE WHEN n % 9000 = 7 THEN 5 END, 'v1', '', n, n FROM numbers";
+
+/// What the statement above says of the key of this number.
+fn is(state: KeyState, n: i64) -> bool {
+    let (revoked, expired) = (n % 9000 == 7, n % 9000 == 5);
+    let suspended = [9, 20_000, 40_000].contains(&n);
+    match state {
+        KeyState::Revoked => revoked,
+        KeyState::Expired => expired,
+        KeyState::Suspended => suspended,
+        _ => !(revoked || expired || suspended),
+    }
+}
+
+/// A filter, and of which numbers the keys are that it lets through.
+type Filter = (ListKeysRequest, fn(i64) -> bool);
+
+fn filters() -> Vec<Filter> {
+    let all = ListKeysRequest {
+        tenant_id: TENANT.to_owned(),
+        ..ListKeysRequest::default()
+    };
+    let states = |states: &[KeyState]| ListKeysRequest {
+        states: states.iter().map(|state| (*state).into()).collect(),
+        ..all.clone()
+    };
+    let label = |part: &str| ListKeysRequest {
+        label_contains: part.to_owned(),
+        ..all.clone()
+    };
+    let ending = |micros: i32| ListKeysRequest {
+        expires_before: Some(prost_types::Timestamp {
+            seconds: 4_000_000_000,
+            nanos: micros * 1000,
+        }),
+        ..all.clone()
+    };
+    vec![
+        (all.clone(), |_| true),
+        (states(&[KeyState::Active]), |n| is(KeyState::Active, n)),
+        (states(&[KeyState::Suspended]), |n| {
+            is(KeyState::Suspended, n)
+        }),
+        (states(&[KeyState::Expired]), |n| is(KeyState::Expired, n)),
+        (states(&[KeyState::Revoked]), |n| is(KeyState::Revoked, n)),
+        (states(&[KeyState::Suspended, KeyState::Expired]), |n| {
+            is(KeyState::Suspended, n) || is(KeyState::Expired, n)
+        }),
+        (label("nowhere"), |_| false),
+        (label("key 4999"), |n| n == 4999 || n / 10 == 4999),
+        (label("99"), |n| n.to_string().contains("99")),
+        (ending(0), |n| n % 9000 == 5),
+        // So few that they are found by their end …
+        (ending(1001), |n| n % 9000 == 5 || n % 2 == 0 && n <= 1000),
+        // … and so many that they are not, none of them among the newest.
+        (ending(20_001), |n| {
+            n % 9000 == 5 || n % 2 == 0 && n <= 20_000
+        }),
+        (
+            ListKeysRequest {
+                states: vec![KeyState::Suspended.into()],
+                ..ending(20_001)
+            },
+            |n| n == 20_000,
+        ),
+        (
+            ListKeysRequest {
+                owner_id: "rare".to_owned(),
+                ..label("3")
+            },
+            |n| n % 15_000 == 3,
+        ),
+        (
+            ListKeysRequest {
+                owner_id: "usual".to_owned(),
+                states: vec![KeyState::Active.into()],
+                ..label("000")
+            },
+            |n| n.to_string().contains("000") && is(KeyState::Active, n) && n % 15_000 != 3,
+        ),
+    ]
 }
 
 /// One page of a tenant's keys, and the token of the next.

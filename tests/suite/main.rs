@@ -32,3 +32,4 @@ mod systems;
 mod tools;
 mod traces;
 mod usage;
+mod warm;

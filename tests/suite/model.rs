@@ -51,10 +51,13 @@ const REPLICAS: usize = 3;
 const LEASE: Duration = Duration::from_secs(5);
 /// How long a world lasts before it is healed.
 const LIFE: Duration = Duration::from_secs(20);
-/// The owner of the last key; the others have one that nobody suspends.
+/// The key that nobody touches.
+const LEFT_ALONE: usize = 4;
+/// The owner of one key; the others have one that nobody suspends.
 const SUSPENDED_OWNER: &str = "bob";
 
-/// Keys that are there in every world: `0` is revoked, `1` suspended and resumed, `2` its owner, `3` is left alone.
+/// Keys that are there in every world: `0` is revoked, `1` and `2` are suspended and resumed, `3` its owner, `4` is
+/// left alone.
 struct Known {
     secrets: Arc<Secrets>,
     keys: Vec<(Key, Verifier)>,
@@ -65,7 +68,7 @@ static KNOWN: LazyLock<Known> = LazyLock::new(|| {
     let peppers = Peppers::parse(&Peppers::generate()).unwrap();
     let pepper = peppers.current().unwrap().to_owned();
     let (mut keys, mut plaintexts) = (Vec::new(), Vec::new());
-    for owner in ["alice", "alice", SUSPENDED_OWNER, "alice"] {
+    for owner in ["alice", "alice", "alice", SUSPENDED_OWNER, "alice"] {
         let (key_id, plaintext) = Plaintext::mint("gk", &mut rand::rng());
         let verifier = Verifier {
             phc: String::new(),
@@ -361,7 +364,7 @@ impl Run {
         let caller = Caller::admin(ADMIN);
         let mut suspended = false;
         while !self.is_over() {
-            self.pause(4_000).await;
+            self.pause(2_000).await;
             suspended = !suspended;
             {
                 let told = &mut self.told.lock().unwrap()[key];
@@ -396,8 +399,8 @@ impl Run {
                 updated.map(|key| key.revision)
             };
             let Some(revision) = revision else {
-                // It may have been done or not, or be done later.
-                return;
+                // It was done or not, and will not be done later.
+                continue;
             };
             let enforced = node
                 .killed
@@ -475,7 +478,7 @@ impl Run {
             let run = Arc::clone(&run);
             clients.spawn(async move { run.revoke().await });
         }
-        for (key, of_owner) in [(1, false), (2, true)] {
+        for (key, of_owner) in [(1, false), (2, false), (3, true)] {
             let run = Arc::clone(&run);
             clients.spawn(async move { run.toggle(key, of_owner).await });
         }
@@ -501,7 +504,7 @@ impl Run {
         for place in 0..REPLICAS {
             let node = self.node(place);
             let held = node.cache.lease().deadline().is_ahead(&*node.clock);
-            if !held || self.validate(&node, 3).await != Some(true) {
+            if !held || self.validate(&node, LEFT_ALONE).await != Some(true) {
                 let story = format!("{place} is not well again");
                 self.violations.lock().unwrap().push(story);
             }
@@ -604,7 +607,7 @@ async fn is_answered_from_memory_before_the_first_renewal(faults: Faults) -> boo
     world.refuse_renewals();
     let node = Node::start(&world, 0, faults);
     time::sleep(LEASE / 10).await;
-    let credential = Credential::key(KNOWN.plaintexts[3].clone());
+    let credential = Credential::key(KNOWN.plaintexts[LEFT_ALONE].clone());
     let question = Question {
         credential: &credential,
         in_view: &|_| true,

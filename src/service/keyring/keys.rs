@@ -26,7 +26,7 @@ use crate::{
         fault::Fault,
         refused::{Refused, authorize, obey},
     },
-    store::KeyQuery,
+    store::{KeyQuery, Listed},
 };
 
 /// How many keys an event names: its readers take messages of 4 MiB. Which keys the others were is
@@ -370,7 +370,7 @@ impl Keyring {
         admit_key(self.store.find_key(id).await?, caller, tenant, action)
     }
 
-    /// A tenant's keys, newest first.
+    /// A tenant's keys, newest first. There may be more than were looked for.
     ///
     /// # Errors
     /// Those of every call.
@@ -379,16 +379,16 @@ impl Keyring {
         caller: &Caller,
         query: &KeyQuery,
         page: &Page,
-    ) -> Result<Vec<Key>, Refused> {
+    ) -> Result<Listed, Refused> {
         authorize(caller, &query.tenant_id, Action::KeysList)?;
-        let keys = self.store.list_keys(query, self.clock.now(), page).await?;
-        if keys.is_empty() {
+        let listed = self.store.list_keys(query, self.clock.now(), page).await?;
+        if listed.keys.is_empty() {
             self.store
                 .find_tenant(&query.tenant_id)
                 .await?
                 .ok_or(Refused::NoTenant)?;
         }
-        Ok(keys)
+        Ok(listed)
     }
 }
 

@@ -23,8 +23,8 @@ use gatekey::{
         usage::Uses,
     },
     store::{
-        Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
-        StoreError,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
+        Store, StoreError, WarmPage, WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -76,7 +76,7 @@ impl World {
     /// A world for this many replicas.
     pub fn new(seed: u64, replicas: usize, keys: Vec<(Key, Verifier)>) -> Arc<Self> {
         let mut chance = SmallRng::seed_from_u64(seed);
-        let usual = [2, 10, 400][chance.random_range(0..3)];
+        let usual = [5, 400][chance.random_range(0..2)];
         Arc::new(Self {
             usual: Duration::from_millis(usual),
             database: Mutex::new(Database {
@@ -324,12 +324,7 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
-    async fn list_keys(
-        &self,
-        _: &KeyQuery,
-        _: Timestamp,
-        _: &Page,
-    ) -> Result<Vec<Key>, StoreError> {
+    async fn list_keys(&self, _: &KeyQuery, _: Timestamp, _: &Page) -> Result<Listed, StoreError> {
         unreachable!("the model does not ask for this")
     }
 
@@ -374,6 +369,10 @@ impl Store for Seen {
     }
 
     async fn add_uses(&self, _: &[(KeyId, Uses)]) -> Result<(), StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
+    async fn warm(&self, _: &WarmQuery) -> Result<WarmPage, StoreError> {
         unreachable!("the model does not ask for this")
     }
 

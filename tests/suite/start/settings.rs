@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 10] = [
+const SETTINGS: [(&str, &str, &str); 11] = [
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
     (
         "--database-url",
@@ -26,6 +26,7 @@ const SETTINGS: [(&str, &str, &str); 10] = [
     ),
     ("--pepper-file", "GATEKEY_PEPPER_FILE", "gatekey.pepper"),
     ("--cache-keys", "GATEKEY_CACHE_KEYS", "1000000"),
+    ("--warm-keys", "GATEKEY_WARM_KEYS", "100000"),
     ("--lease", "GATEKEY_LEASE", "10s"),
     ("--validate-auth", "GATEKEY_VALIDATE_AUTH", "required"),
     ("--drain", "GATEKEY_DRAIN", "20s"),
@@ -85,6 +86,8 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_DRAIN", "20", DURATION),
         ("GATEKEY_DRAIN", "-1s", DURATION),
         ("GATEKEY_DRAIN", "", DURATION),
+        ("GATEKEY_WARM_KEYS", "-1", "must be a number of 0 or more"),
+        ("GATEKEY_WARM_KEYS", "", "must be a number of 0 or more"),
         ("GATEKEY_LOG", "loud", LEVEL),
         ("GATEKEY_LOG", "gatekey=debug", LEVEL),
         ("GATEKEY_LOG_FORMAT", "xml", "must be text or json"),

@@ -1,0 +1,114 @@
+//! The warm start: the keys that are the likeliest to be asked about are in memory before readiness.
+//!
+//! Nothing else waits for it: calls are answered meanwhile, and what is not in memory yet is loaded
+//! as ever. What a change overtakes is not taken in, by the cache's own guard. A store that fails or is
+//! slow ends it: the other keys are loaded when they are used, and whether the store answers is
+//! readiness' own question.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    task,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{
+    cache::{Cache, Ticket},
+    secret::Secrets,
+};
+use crate::{
+    domain::{clock::Clock, standing::Standing},
+    store::{Store, StoreError, WarmPage, WarmQuery},
+};
+
+/// How long readiness waits for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks whether the lease is held.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How many keys are read by one statement: few enough that a change seldom overtakes one.
+const PAGE: u32 = 2000;
+/// How often the log is told how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Takes keys into memory before they are asked about.
+pub struct Warmer {
+    pub store: Arc<dyn Store>,
+    pub secrets: Arc<Secrets>,
+    pub cache: Arc<Cache>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Warmer {
+    /// Takes the `limit` most recently used keys into memory, as far as they can be had. It stops
+    /// when dropped.
+    pub async fn warm(&self, limit: usize) {
+        let Some(pepper) = self.secrets.peppers().current().filter(|_| limit > 0) else {
+            // Without a pepper only argon2 can tell whether a secret is right.
+            return;
+        };
+        // Before it has joined the replicas nothing is kept.
+        while !self.cache.lease().deadline().is_ahead(&*self.clock) {
+            sleep(LOOK_EVERY).await;
+        }
+        let (start, mut kept) = (Instant::now(), 0);
+        let ended = timeout(PATIENCE, self.fill(pepper, limit, &mut kept)).await;
+        let error = match ended {
+            Ok(Ok(())) => return info!(keys = kept, took = ?start.elapsed(), "keys are in memory"),
+            Ok(Err(error)) => error,
+            Err(late) => StoreError::Unavailable(late.into()),
+        };
+        let error = &error as &dyn std::error::Error;
+        warn!(
+            error,
+            keys = kept,
+            "not all keys that should be in memory are"
+        );
+    }
+
+    async fn fill(&self, pepper: &str, limit: usize, kept: &mut usize) -> Result<(), StoreError> {
+        let mut left = limit;
+        let mut page = |after| {
+            let size = PAGE.min(u32::try_from(left).unwrap_or(PAGE));
+            left -= size as usize;
+            WarmQuery {
+                now: self.clock.now(),
+                pepper_id: pepper.to_owned(),
+                after,
+                size,
+            }
+        };
+        let mut told = Instant::now();
+        let mut ticket = self.cache.ticket();
+        let mut read = self.store.warm(&page(None)).await?;
+        while let Some(last) = read.last {
+            // While one core takes a page in, another reads the next.
+            let cache = Arc::clone(&self.cache);
+            let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
+            let asked = page(Some(last));
+            ticket = self.cache.ticket();
+            read = self.store.warm(&asked).await?;
+            *kept += taking.await.unwrap_or_default();
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                info!(keys = *kept, "reading keys into memory");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes a page in, and tells how many keys of it are kept.
+fn take(cache: &Cache, page: &WarmPage, ticket: Ticket) -> usize {
+    // A row that cannot be read is told of when its key is used.
+    let keys = page.keys().flatten();
+    let kept = keys.filter(|key| {
+        let standing = Standing::new(&key.terms());
+        let (entry, keep) = cache.entry(key.key_id, standing, key.mac, page.head, ticket);
+        if keep {
+            cache.insert(key.key_id, entry);
+        }
+        keep
+    });
+    kept.count()
+}
