@@ -34,8 +34,9 @@ pub fn svg(curves: &[Curve]) -> String {
     let mut body = String::new();
     let mut draw = |element: String| writeln!(body, "  {element}").expect("memory takes all");
 
+    let title = "Share of revocations, by ms since RevokeKey was called (each line is ten times the one before)";
     draw(format!(
-        r#"<text x="16" y="26" font-weight="600">Share of revocations, by ms since RevokeKey was called (each line is ten times the one before)</text>"#
+        r#"<text x="16" y="26" font-weight="600">{title}</text>"#
     ));
     let mut power = least;
     while power <= most {

@@ -40,7 +40,7 @@ pub struct Replicas {
     single: Vec<Stored>,
     /// To be revoked by owner.
     owned: Vec<Stored>,
-    _pooler: Option<Pgbouncer>,
+    _pgbouncer: Option<Pgbouncer>,
     _cluster: Cluster,
 }
 
@@ -69,9 +69,9 @@ impl Replicas {
         let mut single = steady.split_off(STEADY);
         let owned = single.split_off(single.len() - owners * keys_each);
 
-        let pooler = pooled.then(|| block_in_place(|| Pgbouncer::start(cluster.addr(), &[])));
-        if let Some(pooler) = &pooler {
-            setup = setup.env("GATEKEY_DATABASE_URL", database.url_at(pooler.addr()));
+        let pgbouncer = pooled.then(|| block_in_place(|| Pgbouncer::start(cluster.addr(), &[])));
+        if let Some(pgbouncer) = &pgbouncer {
+            setup = setup.env("GATEKEY_DATABASE_URL", database.url_at(pgbouncer.addr()));
         }
         let (mut servers, mut clients) = (Vec::new(), Vec::new());
         for _ in 0..REPLICAS {
@@ -86,7 +86,7 @@ impl Replicas {
             steady,
             single,
             owned,
-            _pooler: pooler,
+            _pgbouncer: pgbouncer,
             _cluster: cluster,
         };
         replicas.warm(&replicas.steady).await;
@@ -134,7 +134,8 @@ impl Replicas {
         let enforced = Arc::new(AtomicBool::new(false));
         let called = Instant::now();
         let mut watching = JoinSet::new();
-        for client in self.clients.iter().cloned() {
+        for client in &self.clients {
+            let client = client.clone();
             let (enforced, plaintext) = (Arc::clone(&enforced), key.plaintext.clone());
             watching.spawn(async move {
                 let mut accepted = Duration::ZERO;

@@ -160,6 +160,11 @@ impl Replica {
         loop {
             let asked = self.clock.uptime();
             let id = format!("{:016x}", rand::random::<u64>());
+            // Before it is sent: whoever leaves may have joined without having heard of it.
+            self.id
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone_from(&id);
             match self.in_time(self.store.join(&id, self.lease)).await {
                 Ok(head) => {
                     self.cache.clear(head);
@@ -168,7 +173,6 @@ impl Replica {
                         self.cache.lease().grant(asked + self.lease);
                     }
                     info!(replica = id, revision = head, "joined");
-                    *self.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
                     return Progress {
                         applied: head,
                         acknowledged: head,

@@ -70,9 +70,13 @@ impl Fleet {
         let lease = format!("{}ms", lease.as_millis());
         let setup = Gatekey::postgres(&database)
             .env("GATEKEY_LEASE", lease)
+            // What was never asked is in nobody's memory.
+            .env("GATEKEY_WARM_KEYS", "0")
             .env("GATEKEY_LOG", "info");
         // Keys are stored past it, which one that serves would not understand.
-        setup.start().await.stop().await;
+        let server = setup.start().await;
+        server.wait_for_log(r#""message":"ready""#).await;
+        server.stop().await;
         let keys = stored::store(&setup, owners).await;
         let mut slots = Vec::new();
         for _ in 0..places {
