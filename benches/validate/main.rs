@@ -23,6 +23,7 @@ mod keys;
 mod listing;
 mod load;
 mod memory;
+mod page;
 mod plot;
 mod report;
 mod select;

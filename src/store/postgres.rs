@@ -5,7 +5,7 @@ use std::{str::FromStr as _, sync::Arc, time::Duration};
 use sqlx::{
     ConnectOptions as _, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
-    query,
+    query, query_scalar,
 };
 use tokio::{sync::Mutex, time};
 
@@ -66,10 +66,20 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     }))
 }
 
-/// Notifications: they get lost when the listener reconnects, never come behind a transaction
-/// pooler, and a half-open connection brings none.
+/// Notifications: they get lost when the listener reconnects, and a half-open connection brings
+/// none.
 #[derive(Default)]
-struct Hints(Mutex<Option<PgListener>>);
+struct Hints(Mutex<Hearing>);
+
+/// Whether and how this process hears of changes.
+#[derive(Default)]
+enum Hearing {
+    #[default]
+    NotYet,
+    Listening(Box<PgListener>),
+    /// Sessions are shared: what one listens for would reach whoever uses it next, amid an answer.
+    Never,
+}
 
 impl Hints {
     /// Not in the mutation's own transaction: there it would take a lock on the whole database,
@@ -83,35 +93,61 @@ impl Hints {
     }
 
     async fn next(&self, pool: &PgPool) {
-        let mut listener = self.0.lock().await;
-        if listener.is_none() {
-            *listener = listen(pool).await.ok();
+        let mut hearing = self.0.lock().await;
+        if matches!(*hearing, Hearing::NotYet) {
+            *hearing = listen(pool).await.unwrap_or_default();
         }
-        let heard = match listener.as_mut() {
-            Some(listener) => {
+        let heard = match &mut *hearing {
+            Hearing::Listening(listener) => {
                 let heard = listener.recv().await.is_ok();
                 // One look is enough for all.
                 while listener.next_buffered().is_some() {}
                 heard
             }
-            None => false,
+            Hearing::Never => std::future::pending().await,
+            Hearing::NotYet => false,
         };
         if !heard {
-            *listener = None;
-            drop(listener);
+            *hearing = Hearing::NotYet;
+            drop(hearing);
             time::sleep(LISTEN_RETRY).await;
         }
     }
 
     async fn close(&self) {
-        *self.0.lock().await = None;
+        *self.0.lock().await = Hearing::NotYet;
     }
 }
 
-async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
+async fn listen(pool: &PgPool) -> Result<Hearing, sqlx::Error> {
+    if shares_sessions(pool).await? {
+        tracing::info!("a transaction pooler is before the store: changes are found by polling");
+        return Ok(Hearing::Never);
+    }
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
-    Ok(listener)
+    Ok(Hearing::Listening(Box::new(listener)))
+}
+
+/// Whether a transaction pooler is between: one connection's statements run in more than one
+/// session, or two connections' in the same. A pooler with little to do gives the session that was
+/// used last, so that one look would nearly be enough.
+async fn shares_sessions(pool: &PgPool) -> Result<bool, sqlx::Error> {
+    const LOOKS: usize = 5;
+    const SESSION: &str = "SELECT pg_backend_pid()";
+    let session = query_scalar::<_, i32>;
+    let mut first = pool.acquire().await?;
+    for _ in 0..LOOKS {
+        let before = session(SESSION).fetch_one(&mut *first).await?;
+        let mut second = pool.begin().await?;
+        let theirs = session(SESSION).fetch_one(&mut *second).await?;
+        // Theirs is taken while their transaction is open.
+        if theirs == before || session(SESSION).fetch_one(&mut *first).await? != before {
+            return Ok(true);
+        }
+        second.rollback().await?;
+    }
+    Ok(false)
 }
 
 /// Brings the schema up to date. Replicas that start together take turns: the lock is the

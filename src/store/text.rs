@@ -136,9 +136,7 @@ statements! {
     REPLACE_MAC = "UPDATE keys SET secret_mac = $2, mac_pepper = $3 WHERE key_id = $1";
     JOIN =
         "INSERT INTO replicas (id, applied_revision, renewals, lease) \
-         SELECT $1, revision, 0, $2 FROM log_head WHERE TRUE \
-         ON CONFLICT (id) DO UPDATE SET applied_revision = excluded.applied_revision, \
-         renewals = replicas.renewals + 1, lease = excluded.lease RETURNING applied_revision";
+         SELECT $1, revision, 0, $2 FROM log_head RETURNING applied_revision";
     RENEW =
         "UPDATE replicas SET applied_revision = $2, renewals = renewals + 1 \
          WHERE id = $1 AND $2 <= (SELECT revision FROM log_head) \

@@ -90,7 +90,8 @@ async fn run(traffic: &Arc<Traffic>, time: Duration, seed: u64) -> (History, Vec
         let now = traffic.fleet.now();
         let all = enough(&traffic.validated, VALIDATIONS) && enough(&traffic.enforced, REVOCATIONS);
         let broken = clients.try_join_next().map(|ended| ended.map(drop));
-        assert!(broken.is_none(), "a client ended early: {broken:?}");
+        let broken = broken.or_else(|| faults.try_join_next().map(|ended| ended.map(drop)));
+        assert!(broken.is_none(), "a task ended early: {broken:?}");
         if now > time && (all || now > time * PATIENCE) {
             break;
         }

@@ -13,7 +13,7 @@ mod wait;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -48,7 +48,8 @@ pub struct Replica {
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
-    id: String,
+    /// What the row of this membership is called; see [`Replica::join`].
+    id: Mutex<String>,
     lease: Duration,
     faults: Faults,
     /// Up to which revision memory is true.
@@ -87,7 +88,7 @@ struct Progress {
 }
 
 impl Replica {
-    /// A replica with an id of its own, whose leases last `lease`.
+    /// A replica whose leases last `lease`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -98,7 +99,7 @@ impl Replica {
         Self {
             store,
             clock,
-            id: format!("{:016x}", rand::random::<u64>()),
+            id: Mutex::default(),
             lease,
             faults: cache.faults(),
             cache,
@@ -121,9 +122,9 @@ impl Replica {
             let lost = self.stay(&mut progress).await;
             self.cache.lease().end();
             match lost {
-                Lost::Removed => warn!(replica = self.id, "joining anew: {lost}"),
+                Lost::Removed => warn!(replica = self.id(), "joining anew: {lost}"),
                 Lost::Shorter | Lost::Unreadable => {
-                    error!(replica = self.id, "joining anew: {lost}");
+                    error!(replica = self.id(), "joining anew: {lost}");
                 }
             }
         }
@@ -133,7 +134,7 @@ impl Replica {
     /// more.
     pub async fn leave(&self) {
         self.cache.lease().end();
-        if let Err(error) = self.in_time(self.store.leave(&self.id)).await {
+        if let Err(error) = self.in_time(self.store.leave(&self.id())).await {
             let error = &error as &dyn std::error::Error;
             warn!(
                 error,
@@ -142,19 +143,36 @@ impl Replica {
         }
     }
 
+    /// What this replica's membership is called; empty before the first.
+    fn id(&self) -> String {
+        self.id
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Begins a membership, under a name that was never used: a statement of an earlier one that
+    /// is late, on a network that is slow, must not speak for this one. The row of an attempt that
+    /// nobody heard of is waited for once, and then removed, as a dead replica's is.
     async fn join(&self) -> Progress {
         // Nothing is answered from memory while the row says that all was applied.
         self.cache.lease().end();
         loop {
             let asked = self.clock.uptime();
-            match self.in_time(self.store.join(&self.id, self.lease)).await {
+            let id = format!("{:016x}", rand::random::<u64>());
+            // Before it is sent: whoever leaves may have joined without having heard of it.
+            self.id
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone_from(&id);
+            match self.in_time(self.store.join(&id, self.lease)).await {
                 Ok(head) => {
                     self.cache.clear(head);
                     self.applied.store(head, Ordering::SeqCst);
                     if self.faults.has(Fault::JoinGrants) {
                         self.cache.lease().grant(asked + self.lease);
                     }
-                    info!(replica = self.id, revision = head, "joined");
+                    info!(replica = id, revision = head, "joined");
                     return Progress {
                         applied: head,
                         acknowledged: head,
@@ -230,7 +248,7 @@ impl Replica {
             // Before it is sent: whatever its statement does not see is later than this.
             let asked = self.clock.uptime();
             let applied = progress.applied;
-            let renewed = self.in_time(self.store.renew(&self.id, applied)).await?;
+            let renewed = self.in_time(self.store.renew(&self.id(), applied)).await?;
             let Some(head) = renewed else {
                 let shorter = self.in_time(self.store.head()).await? < applied;
                 return Err(Stop::Lost(if shorter {
@@ -271,7 +289,7 @@ impl Replica {
         if self.faults.has(Fault::AcknowledgeFirst)
             && let Some(last) = events.last()
         {
-            self.in_time(self.store.renew(&self.id, last.revision))
+            self.in_time(self.store.renew(&self.id(), last.revision))
                 .await?;
         }
         for event in events {

@@ -64,7 +64,7 @@ impl Replica {
         let answered = self.clock.uptime();
         self.others.note_leases(&members);
         for member in self.others.dead(members, asked, answered) {
-            if member.id != self.id {
+            if member.id != self.id() {
                 tracing::warn!(
                     replica = member.id,
                     "a replica is silent: its membership ends"

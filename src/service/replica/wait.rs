@@ -87,7 +87,7 @@ impl Replica {
         // What this one has applied it knows without having written it.
         let own = self.applied.load(Ordering::SeqCst);
         let behind = |member: &&Member| {
-            let own = if member.id == self.id { own } else { 0 };
+            let own = if member.id == self.id() { own } else { 0 };
             member.applied.max(own) < revision
         };
         let behind: Vec<_> = members.iter().filter(behind).collect();

@@ -29,6 +29,8 @@ use crate::support::{
 pub const LEASE: Duration = Duration::from_secs(1);
 /// How long anything may take that must happen.
 const DEADLINE: Duration = Duration::from_mins(1);
+/// How often a process may be started before it serves.
+const STARTS: u32 = 10;
 /// What says that a store can be reached.
 const REACHABLE: u64 = u64::MAX;
 
@@ -68,9 +70,13 @@ impl Fleet {
         let lease = format!("{}ms", lease.as_millis());
         let setup = Gatekey::postgres(&database)
             .env("GATEKEY_LEASE", lease)
+            // What was never asked is in nobody's memory.
+            .env("GATEKEY_WARM_KEYS", "0")
             .env("GATEKEY_LOG", "info");
         // Keys are stored past it, which one that serves would not understand.
-        setup.start().await.stop().await;
+        let server = setup.start().await;
+        server.wait_for_log(r#""message":"ready""#).await;
+        server.stop().await;
         let keys = stored::store(&setup, owners).await;
         let mut slots = Vec::new();
         for _ in 0..places {
@@ -187,7 +193,15 @@ impl Slot {
     pub async fn start_in(&self, place: &mut Option<Gatekey>) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         assert!(place.is_none(), "there is a process here");
-        let process = place.insert(self.setup.start().await);
+        // What runs services starts them again: the store may be down for longer than one waits for it.
+        let mut attempts = 0;
+        let process = loop {
+            match self.setup.try_start().await {
+                Ok(process) => break place.insert(process),
+                Err(why) => assert!(attempts < STARTS && why.contains("the store"), "{why}"),
+            }
+            attempts += 1;
+        };
         self.served.send_replace(Some(Served {
             process: COUNT.fetch_add(1, Ordering::Relaxed),
             client: Client::lazy(process.addr(), &process.admin_token()),

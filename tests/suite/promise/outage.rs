@@ -11,7 +11,13 @@ use tonic_types::StatusExt as _;
 use super::fleet::{Fleet, owners};
 use crate::{
     contract_keys::get,
-    support::{Client, client::ask, postgres::Stop, stored::Stored},
+    support::{
+        Client,
+        client::{ask, until},
+        postgres::Stop,
+        proxy::Network,
+        stored::Stored,
+    },
 };
 
 /// A lease that no test waits out.
@@ -153,8 +159,7 @@ async fn a_caller_in_haste_is_told_who_is_waited_for_however_often_it_asks() {
         let pending = client.revoke_stored(key, Some(HASTE)).await.unwrap();
         assert_eq!(pending.state(), EnforcementState::Pending);
         assert_eq!(pending.waiting_for, 1);
-        let by = std::time::SystemTime::try_from(pending.enforced_by.unwrap()).unwrap();
-        let left = by.duration_since(std::time::SystemTime::now()).unwrap();
+        let left = until(pending.enforced_by.unwrap());
         assert!(left > LONG / 2 && left < LONG * 2, "{left:?}");
         // It is revoked for ever, whoever waits for whom.
         assert_eq!(get(&client, &key.key_id).await.state(), KeyState::Revoked);
@@ -188,6 +193,55 @@ async fn a_replica_that_is_silent_for_a_while_comes_back_by_itself() {
     fleet.cut(slot, false);
     slot.ready().await;
     all_say(&fleet, &fleet.keys[0], Reason::Revoked).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_comes_late_acknowledges_nothing() {
+    let lease = Duration::from_secs(4);
+    let fleet = Fleet::started(2, lease, &owners(1, 1)).await;
+    let (slot, other, key) = (&fleet.slots[0], &fleet.slots[1], &fleet.keys[0]);
+
+    // It is no member any more, and joins; what it sends for that is held up, and it joins again.
+    fleet.cut(slot, true);
+    while fleet.count("SELECT count(*) FROM replicas").await > 1 {
+        sleep(lease / 10).await;
+    }
+    let late = slot.proxy.hold_after("INSERT INTO replicas");
+    fleet.cut(slot, false);
+    slot.ready().await;
+    assert_eq!(fleet.count("SELECT count(*) FROM replicas").await, 2);
+    assert_eq!(reason(&slot.client(), key).await.unwrap(), Reason::Allowed);
+
+    // It hears nothing while the key is revoked, and the first statement arrives.
+    slot.proxy.set(Network::Stalled {
+        to_store: false,
+        to_replica: true,
+    });
+    let client = other.client();
+    let revoking = async {
+        let enforcement = client.revoke_stored(key, Some(PATIENCE)).await.unwrap();
+        assert_eq!(enforcement.state(), EnforcementState::Enforced);
+    };
+    let arriving = async {
+        while fleet
+            .count("SELECT count(*) FROM keys WHERE revoked_at IS NOT NULL")
+            .await
+            == 0
+        {
+            sleep(lease / 100).await;
+        }
+        drop(late);
+    };
+    tokio::join!(revoking, arriving);
+    let answer = reason(&slot.client(), key).await;
+    assert_eq!(
+        answer.unwrap_err().code(),
+        Code::Unavailable,
+        "nobody has told it"
+    );
+    fleet.cut(slot, false);
+    slot.ready().await;
+    all_say(&fleet, key, Reason::Revoked).await;
 }
 
 /// Kills the process in this place, as a crash would.

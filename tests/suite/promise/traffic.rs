@@ -5,7 +5,7 @@ use std::{
         Arc, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use gatekey::grpc::proto::{
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::support::{
     Client,
-    client::{ask, texts},
+    client::{ask, texts, until},
 };
 
 /// How many keys one owner has; what is done to them is done by one worker.
@@ -299,7 +299,11 @@ impl Worker {
         let outcome = match answer {
             Ok(Ok(enforcement)) => match enforcement.state() {
                 EnforcementState::Enforced => Outcome::Enforced,
-                EnforcementState::Pending => Outcome::Pending(self.time_of(&enforcement)),
+                EnforcementState::Pending => {
+                    // The clock of the test last: too late does no harm.
+                    let left = until(enforcement.enforced_by.expect("a time"));
+                    Outcome::Pending(fleet.now() + left)
+                }
                 EnforcementState::Unspecified => panic!("no state: {enforcement:?}"),
             },
             Ok(Err(status)) => {
@@ -396,17 +400,6 @@ impl Worker {
             }
         };
         Ok(enforcement.expect("every change says whether it is enforced"))
-    }
-
-    /// The time that was told, by the clock of the test.
-    fn time_of(&self, enforcement: &Enforcement) -> Duration {
-        let told = enforcement.enforced_by.expect("a time");
-        let told = SystemTime::try_from(told).expect("a time of our days");
-        let (now, wall) = (self.traffic.fleet.now(), SystemTime::now());
-        match told.duration_since(wall) {
-            Ok(left) => now + left,
-            Err(over) => now.saturating_sub(over.duration()),
-        }
     }
 
     /// Asks every place about these keys, and goes on meanwhile.

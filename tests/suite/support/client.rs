@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use gatekey::domain::clock::{Clock as _, SystemClock};
 use gatekey::grpc::proto::{
     CreateKeyRequest, CreateKeyResponse, Enforcement, Key, Owner, PutOwnerRequest,
     PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest,
@@ -184,6 +185,13 @@ pub fn unused(key: Key) -> Key {
         last_used_ip: String::new(),
         ..key
     }
+}
+
+/// How long it is until then by the wall clock; zero when it is past.
+pub fn until(time: prost_types::Timestamp) -> Duration {
+    let micros = time.seconds * 1_000_000 + i64::from(time.nanos) / 1000;
+    let left = micros - SystemClock.now().as_micros();
+    Duration::from_micros(left.try_into().unwrap_or(0))
 }
 
 /// A request for a key that breaks no rule.

@@ -69,6 +69,12 @@ impl Setup {
 
     /// Starts a server and waits until it serves.
     pub async fn start(&self) -> Gatekey {
+        let started = self.try_start().await;
+        started.unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// Starts a server and waits until it serves, or tells why it does not.
+    pub async fn try_start(&self) -> Result<Gatekey, String> {
         let process = self.spawn();
         let serving = process.wait_for(|line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -77,12 +83,12 @@ impl Setup {
         });
         let addr = serving
             .await
-            .unwrap_or_else(|why| panic!("{why} before it served{process}"));
-        Gatekey {
+            .map_err(|why| format!("{why} before it served{process}"))?;
+        Ok(Gatekey {
             setup: self.clone(),
             process,
             addr,
-        }
+        })
     }
 
     /// Starts a server that must give up by itself, and gives its exit status and what it wrote to stderr.

@@ -3,7 +3,11 @@
 //! What is on its way when a stall begins arrives when the stall ends, as it does on a network that loses packets and
 //! then gets better: an old answer can come very late.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -35,12 +39,24 @@ enum Direction {
     ToReplica,
 }
 
+/// Words that hold up the connection that sends them next, until the other end of the channel is dropped.
+type Trap = Arc<Mutex<Option<(&'static str, watch::Receiver<()>)>>>;
+
+/// What a connection needs to know while it stands.
+#[derive(Clone)]
+struct Seen {
+    network: watch::Receiver<Network>,
+    forgets: watch::Receiver<u32>,
+    trap: Trap,
+}
+
 /// A running proxy; ends, with all its connections, on drop.
 pub struct Proxy {
     addr: SocketAddr,
     network: watch::Sender<Network>,
     /// How often the connections that stood were forgotten.
     forgotten: watch::Sender<u32>,
+    trap: Trap,
     acceptor: JoinHandle<()>,
 }
 
@@ -48,13 +64,19 @@ impl Proxy {
     /// Listens on a free port, and passes everything on to `store`.
     pub async fn start(store: SocketAddr) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let (network, seen) = watch::channel(Network::Whole);
-        let (forgotten, forgets) = watch::channel(0);
+        let (network, forgotten) = (watch::Sender::new(Network::Whole), watch::Sender::new(0));
+        let trap = Trap::default();
+        let seen = Seen {
+            network: network.subscribe(),
+            forgets: forgotten.subscribe(),
+            trap: Arc::clone(&trap),
+        };
         Proxy {
             addr: listener.local_addr().expect("it is bound"),
             network,
             forgotten,
-            acceptor: tokio::spawn(accept(listener, store, seen, forgets)),
+            trap,
+            acceptor: tokio::spawn(accept(listener, store, seen)),
         }
     }
 
@@ -73,6 +95,14 @@ impl Proxy {
     pub fn forget(&self) {
         self.forgotten.send_modify(|times| *times += 1);
     }
+
+    /// The first connection on which a replica sends these words sends nothing after them until what is returned is
+    /// dropped.
+    pub fn hold_after(&self, words: &'static str) -> watch::Sender<()> {
+        let (held, release) = watch::channel(());
+        *self.trap.lock().expect("no panic") = Some((words, release));
+        held
+    }
 }
 
 impl Drop for Proxy {
@@ -81,47 +111,36 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    store: SocketAddr,
-    network: watch::Receiver<Network>,
-    mut forgets: watch::Receiver<u32>,
-) {
+async fn accept(listener: TcpListener, store: SocketAddr, mut seen: Seen) {
     let mut connections = JoinSet::new(); // they end with this task
     loop {
         let Ok((replica, _)) = listener.accept().await else {
             continue;
         };
-        forgets.mark_unchanged();
-        connections.spawn(connect(replica, store, network.clone(), forgets.clone()));
+        seen.forgets.mark_unchanged();
+        connections.spawn(connect(replica, store, seen.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
 /// Carries one connection until an end of it closes or it is cut.
-async fn connect(
-    replica: TcpStream,
-    store: SocketAddr,
-    network: watch::Receiver<Network>,
-    forgets: watch::Receiver<u32>,
-) {
+async fn connect(replica: TcpStream, store: SocketAddr, seen: Seen) {
+    let mut network = seen.network.clone();
     let carried = async {
         let store = TcpStream::connect(store).await.ok()?;
         store.set_nodelay(true).ok()?;
         replica.set_nodelay(true).ok()?;
         let (from_replica, to_replica) = replica.into_split();
         let (from_store, to_store) = store.into_split();
-        let seen = network.clone();
         tokio::select! {
-            () = carry(from_replica, to_store, Direction::ToStore, seen.clone(), forgets.clone()) => {}
-            () = carry(from_store, to_replica, Direction::ToReplica, seen, forgets) => {}
+            () = carry(from_replica, to_store, Direction::ToStore, seen.clone()) => {}
+            () = carry(from_store, to_replica, Direction::ToReplica, seen) => {}
         }
         Some(())
     };
-    let mut cut = network.clone();
     tokio::select! {
         _ = carried => {}
-        _ = cut.wait_for(|network| *network == Network::Cut) => {}
+        _ = network.wait_for(|network| *network == Network::Cut) => {}
     }
 }
 
@@ -129,31 +148,51 @@ async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     direction: Direction,
-    mut network: watch::Receiver<Network>,
-    forgets: watch::Receiver<u32>,
+    mut seen: Seen,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let slow = match *network.borrow() {
+        let sent = &buffer[..read];
+        let slow = match *seen.network.borrow() {
             Network::Slow(by) => by,
             _ => Duration::ZERO,
         };
         sleep(slow).await;
-        let passing = network.wait_for(|network| match (network, direction) {
+        let passing = seen.network.wait_for(|network| match (network, direction) {
             (Network::Stalled { to_store, .. }, Direction::ToStore) => !to_store,
             (Network::Stalled { to_replica, .. }, Direction::ToReplica) => !to_replica,
             _ => true,
         });
         let passes = passing.await.is_ok();
-        if forgets.has_changed().unwrap_or(false) {
+        if seen.is_forgotten() {
             continue; // it is read, so that nobody's window tells, and lost
         }
-        if !passes || to.write_all(&buffer[..read]).await.is_err() {
+        if !passes || to.write_all(sent).await.is_err() {
             return;
+        }
+        if let (Direction::ToStore, Some(mut release)) = (direction, seen.trapped(sent)) {
+            while release.changed().await.is_ok() {}
         }
     }
     // An end of a forgotten connection is not told to the other one.
-    if forgets.has_changed().unwrap_or(false) {
+    if seen.is_forgotten() {
         std::future::pending::<()>().await;
+    }
+}
+
+impl Seen {
+    fn is_forgotten(&self) -> bool {
+        self.forgets.has_changed().unwrap_or(false)
+    }
+
+    /// What to wait for, if these are the words that somebody waits for.
+    fn trapped(&self, sent: &[u8]) -> Option<watch::Receiver<()>> {
+        let mut trap = self.trap.lock().expect("no panic");
+        let said = |words: &str| {
+            sent.windows(words.len())
+                .any(|part| part == words.as_bytes())
+        };
+        let (_, release) = trap.take_if(|(words, _)| said(words))?;
+        Some(release)
     }
 }
