@@ -11,6 +11,7 @@ mod contract_revocation;
 mod contract_rotation;
 mod contract_validate;
 mod durability;
+mod explained;
 mod flood;
 mod floors;
 mod indistinguishable;
