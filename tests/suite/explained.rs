@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::support::{
-    Client, Gatekey, Setup,
+    Client, Gatekey,
     client::{ask, new_key, texts},
     on_both_engines,
 };

@@ -16,7 +16,7 @@ use tonic_health::pb::{
 use crate::{
     inside::Inside,
     support::{
-        Client, Database, Gatekey, Setup,
+        Client, Database, Gatekey,
         client::{ask, ask_header, new_key, texts},
         on_both_engines,
     },
