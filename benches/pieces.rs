@@ -13,8 +13,9 @@ use gatekey::{
         standing::{Ask, Standing},
         tenant::Tenant,
         token::{DEFAULT_PREFIX, KeyId, Plaintext, Presented},
+        usage::Use,
     },
-    service::{cache::Cache, fault::Faults, secret::Peppers},
+    service::{cache::Cache, fault::Faults, secret::Peppers, usage::Usage},
 };
 
 /// As the server has it.
@@ -65,6 +66,19 @@ fn pieces(criterion: &mut Criterion) {
     criterion.bench_function("decide", |bench| {
         bench.iter(|| standing.decide(black_box(NOW), black_box(&ask)).is_ok());
     });
+
+    let usage = Usage::default();
+    let ids = new_ids(100_000);
+    let mut ids = ids.iter().cycle();
+    criterion.bench_function("note a use, of a hundred thousand keys", |bench| {
+        bench.iter(|| {
+            let noted = Use {
+                at: black_box(NOW),
+                from: Some(address),
+            };
+            usage.note(*ids.next().expect("a cycle has no end"), noted);
+        });
+    });
 }
 
 /// A cache with a million keys, and their ids in no order.
@@ -73,15 +87,20 @@ fn filled_cache() -> (Cache, Vec<KeyId>) {
     let cache = Cache::new(KEYS, Faults::NONE);
     cache.clear(0);
     cache.lease().grant(Duration::MAX);
-    let mut rng = rand::rng();
-    let ids: Vec<_> = (0..KEYS)
-        .map(|_| Plaintext::mint(DEFAULT_PREFIX, &mut rng).0)
-        .collect();
+    let ids = new_ids(KEYS);
     for id in &ids {
         let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0, cache.ticket());
         cache.insert(*id, entry);
     }
     (cache, ids)
+}
+
+/// As many ids of keys.
+fn new_ids(count: usize) -> Vec<KeyId> {
+    let mut rng = rand::rng();
+    (0..count)
+        .map(|_| Plaintext::mint(DEFAULT_PREFIX, &mut rng).0)
+        .collect()
 }
 
 /// A key with three scopes and an end, of a tenant without rules and an owner without a record.
@@ -106,6 +125,7 @@ fn grant(key_id: KeyId) -> Grant {
         revoked: None,
         rotated_from: None,
         rotated_to: None,
+        last_used: None,
         hash_version: HASH_VERSION.to_owned(),
         created_revision: 1,
         revision: 1,

@@ -20,6 +20,7 @@ mod generator;
 mod h2load;
 mod hot;
 mod keys;
+mod listing;
 mod load;
 mod memory;
 mod plot;
@@ -48,7 +49,7 @@ use support::Engine;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What can be measured by itself, in the order of a whole run.
-const SECTIONS: [&str; 5] = ["hot", "cold", "memory", "warm", "flood"];
+const SECTIONS: [&str; 6] = ["hot", "cold", "memory", "warm", "flood", "listing"];
 
 fn main() {
     let words: Vec<_> = std::env::args().skip(1).collect();
@@ -104,6 +105,11 @@ async fn measure(asked: &[String]) -> Report {
     }
     if wanted("flood") {
         flood::measure(&mut report, stores.on(Engine::Sqlite).await).await;
+    }
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        if wanted("listing") {
+            listing::measure(&mut report, stores.on(engine).await, engine).await;
+        }
     }
     eprintln!("measured in {:.0?}", start.elapsed());
     report

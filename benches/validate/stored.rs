@@ -1,6 +1,6 @@
 //! A database with a million keys in it, written past gatekey: making them through its door would take argon2 four hours.
 //!
-//! Ten keys an owner, and among the three scopes of each key one that only its owner's keys have. MACs are right, so that
+//! Ten keys an owner, labels and ends that differ (the older a key, the earlier its end, in the year 2096 and later), and among the three scopes of each key one that only its owner's keys have. MACs are right, so that
 //! every key is good; the argon2 hash is one for all, for nothing may ask it.
 
 use std::{fmt::Write as _, fs, time::Instant};
@@ -22,6 +22,8 @@ use crate::{
 pub const KEYS: u64 = 1_000_000;
 
 const KEYS_AN_OWNER: u64 = 10;
+/// When the key at place 0 would expire, in microseconds.
+pub const END: i64 = 4_000_000_000_000_000;
 const ROWS_A_STATEMENT: usize = 1000;
 /// A hash of nothing that anybody asks.
 const PHC: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5IGFza3MgaXQ$NhZr1OZOdXxGZF3uL3JmUW1hdGNoZWQgYnkgbm9ib2R5";
@@ -108,11 +110,11 @@ fn insert(keys: &[(KeyId, u64)], first: usize, peppers: &Peppers, unhex: &str) -
     }
     format!(
         "INSERT INTO keys (key_id, tenant_id, owner_id, label, description, prefix, scopes, audiences, allowed_cidrs, \
-         metadata, suspended, created_at, created_by, hash_version, secret_phc, secret_mac, mac_pepper, \
+         metadata, suspended, created_at, created_by, expires_at, hash_version, secret_phc, secret_mac, mac_pepper, \
          created_revision, revision) \
-         SELECT column1, 'default', 'owner-' || column2, 'benchmark', '', '{DEFAULT_PREFIX}', \
+         SELECT column1, 'default', 'owner-' || column2, 'key ' || column4, '', '{DEFAULT_PREFIX}', \
          '[\"jobs:read\",\"reports:*\",\"owner-' || column2 || ':write\"]', '[]', '[]', '{{}}', FALSE, \
-         1700000000000000, 'admin', 'v1', '{PHC}', {unhex}, '{pepper}', revision + column4, revision + column4 \
+         1700000000000000, 'admin', {END} + column4, 'v1', '{PHC}', {unhex}, '{pepper}', revision + column4, revision + column4 \
          FROM log_head, (VALUES {rows}) AS v"
     )
 }

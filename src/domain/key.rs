@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
 
-use super::{clock::Timestamp, owner::Owner, scope::Scopes, tenant::Tenant, token::KeyId};
+use super::{
+    clock::Timestamp, owner::Owner, scope::Scopes, tenant::Tenant, token::KeyId, usage::Use,
+};
 
 /// The scheme that secrets are kept by: an argon2id PHC string and a peppered MAC.
 pub const HASH_VERSION: &str = "v1";
@@ -35,6 +37,8 @@ pub struct Key {
     pub revoked: Option<Revocation>,
     pub rotated_from: Option<KeyId>,
     pub rotated_to: Option<KeyId>,
+    /// Its last use that was written; what one decision needs is read without it.
+    pub last_used: Option<Use>,
     pub hash_version: String,
     /// The revision that created it, which orders lists.
     pub created_revision: i64,
@@ -137,6 +141,7 @@ mod tests {
             revoked: None,
             rotated_from: None,
             rotated_to: None,
+            last_used: None,
             hash_version: HASH_VERSION.to_owned(),
             created_revision: 1,
             revision: 1,

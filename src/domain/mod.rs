@@ -15,4 +15,5 @@ pub mod scope;
 pub mod standing;
 pub mod tenant;
 pub mod token;
+pub mod usage;
 pub mod violation;

@@ -356,6 +356,7 @@ mod tests {
                 revoked: None,
                 rotated_from: None,
                 rotated_to: None,
+                last_used: None,
                 hash_version: HASH_VERSION.to_owned(),
                 created_revision: 1,
                 revision: 1,

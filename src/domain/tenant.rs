@@ -58,8 +58,9 @@ pub enum OnLimit {
 /// A tenant's rule that forbids what was asked. The names are the API's.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Rule {
-    #[error("the tenant's catalog does not have the scope {0}")]
-    ScopeCatalog(Scope),
+    /// These scopes are outside.
+    #[error("the tenant's catalog does not have {}", told(.0))]
+    ScopeCatalog(Vec<Scope>),
     #[error("the tenant requires keys to expire: give expires_at or ttl")]
     RequireExpiry,
     #[error("the tenant lets keys live for {} at most", humantime::format_duration(*.0))]
@@ -83,18 +84,11 @@ impl Tenant {
         }
     }
 
-    /// When a key made at `now` expires, whose maker asked for `wanted`.
-    ///
-    /// # Errors
-    /// The rule that forbids it.
-    pub fn expiry(
-        &self,
-        now: Timestamp,
-        wanted: Option<Timestamp>,
-    ) -> Result<Option<Timestamp>, Rule> {
-        let expiry = wanted.or_else(|| Some(now.after(self.default_ttl?)));
-        self.admit_expiry(now, expiry)?;
-        Ok(expiry)
+    /// When a key made at `now` expires, whose maker asked for `wanted`. Whether it may is
+    /// another question.
+    #[must_use]
+    pub fn expiry(&self, now: Timestamp, wanted: Option<Timestamp>) -> Option<Timestamp> {
+        wanted.or_else(|| Some(now.after(self.default_ttl?)))
     }
 
     /// Whether a key made at `made` may expire at `expiry`.
@@ -113,12 +107,17 @@ impl Tenant {
     /// Whether keys may be given these scopes.
     ///
     /// # Errors
-    /// The rule that forbids the first one that is forbidden.
+    /// The rule, with all that it forbids.
     pub fn admit_scopes(&self, scopes: &Scopes) -> Result<(), Rule> {
+        if self.scope_catalog.is_empty() {
+            return Ok(());
+        }
         let outside = |scope: &&Scope| !self.scope_catalog.covers(scope);
-        match scopes.iter().find(outside) {
-            Some(scope) if !self.scope_catalog.is_empty() => Err(Rule::ScopeCatalog(scope.clone())),
-            _ => Ok(()),
+        let outside: Vec<_> = scopes.iter().filter(outside).cloned().collect();
+        if outside.is_empty() {
+            Ok(())
+        } else {
+            Err(Rule::ScopeCatalog(outside))
         }
     }
 
@@ -136,6 +135,15 @@ impl Tenant {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The first of these scopes, and how many there are besides: a message is for people.
+fn told(scopes: &[Scope]) -> String {
+    match scopes {
+        [] => String::new(),
+        [only] => only.to_string(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
     }
 }
 
@@ -158,10 +166,14 @@ mod tests {
 
     #[test]
     fn the_expiry_is_the_askers_or_the_default_within_the_limit() {
+        let expiry = |tenant: &Tenant, wanted| {
+            let expiry = tenant.expiry(NOW, wanted);
+            tenant.admit_expiry(NOW, expiry).map(|()| expiry)
+        };
         let free = Tenant::default();
-        assert_eq!(free.expiry(NOW, None), Ok(None));
+        assert_eq!(expiry(&free, None), Ok(None));
         assert_eq!(
-            free.expiry(NOW, Some(NOW.after(HOUR))),
+            expiry(&free, Some(NOW.after(HOUR))),
             Ok(Some(NOW.after(HOUR)))
         );
 
@@ -169,13 +181,13 @@ mod tests {
             max_ttl: Some(HOUR),
             ..free.clone()
         };
-        assert_eq!(strict.expiry(NOW, None), Err(Rule::MaxTtl(HOUR)));
+        assert_eq!(expiry(&strict, None), Err(Rule::MaxTtl(HOUR)));
         assert_eq!(
-            strict.expiry(NOW, Some(NOW.after(HOUR * 2))),
+            expiry(&strict, Some(NOW.after(HOUR * 2))),
             Err(Rule::MaxTtl(HOUR))
         );
         assert_eq!(
-            strict.expiry(NOW, Some(NOW.after(HOUR))),
+            expiry(&strict, Some(NOW.after(HOUR))),
             Ok(Some(NOW.after(HOUR)))
         );
 
@@ -183,13 +195,13 @@ mod tests {
             default_ttl: Some(HOUR / 2),
             ..strict
         };
-        assert_eq!(helpful.expiry(NOW, None), Ok(Some(NOW.after(HOUR / 2))));
+        assert_eq!(expiry(&helpful, None), Ok(Some(NOW.after(HOUR / 2))));
 
         let expiring = Tenant {
             require_expiry: true,
             ..free
         };
-        assert_eq!(expiring.expiry(NOW, None), Err(Rule::RequireExpiry));
+        assert_eq!(expiry(&expiring, None), Err(Rule::RequireExpiry));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
         credential::Credential,
         standing::Ask,
         tenant::SYSTEM,
+        usage::Use,
     },
     service::{
         refused::Refused,
@@ -117,11 +118,20 @@ impl Doors {
                 ..Ask::default()
             },
         };
-        match self.validator.validate(&question).await? {
+        let decision = self.validator.validate(&question).await?;
+        self.note_use(&decision, question.ask.client_ip);
+        match decision {
             Decision::Allowed(key) => Ok(Credentials::Key(key)),
             Decision::Malformed | Decision::NotFound | Decision::Refused(..) => {
                 Err(Unknown::BadCredential.into())
             }
+        }
+    }
+
+    /// Notes the use of a key that was allowed.
+    pub(super) fn note_use(&self, decision: &Decision, from: Option<IpAddr>) {
+        if let Decision::Allowed(Known { key_id, at, .. }) = decision {
+            self.usage.note(*key_id, Use { at: *at, from });
         }
     }
 }

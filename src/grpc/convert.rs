@@ -44,8 +44,12 @@ pub(super) fn key(key: Key, now: Timestamp) -> proto::Key {
         created_at: Some(time(key.created_at)),
         created_by: key.created_by,
         expires_at: key.expires_at.map(time),
-        last_used_at: None,
-        last_used_ip: String::new(),
+        last_used_at: key.last_used.map(|last| time(last.at)),
+        last_used_ip: key
+            .last_used
+            .and_then(|last| last.from)
+            .map(|ip| ip.to_string())
+            .unwrap_or_default(),
         revoked_at,
         revoked_by,
         revoke_reason,

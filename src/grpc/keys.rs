@@ -20,9 +20,12 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, token::KeyId,
+        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, page, token::KeyId,
     },
-    service::keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
+    service::{
+        keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
+        refused::Refused,
+    },
     store::KeyQuery,
 };
 
@@ -88,18 +91,21 @@ impl KeyService for Doors {
         };
         let page = fields.page(&query, request.page_size, &request.page_token);
         fields.check()?;
-        let found = self
+        let listed = self
             .keyring
             .list_keys(&caller, &query, &page.and_one())
             .await?;
         let now = self.clock.now();
-        let (keys, next_page_token) = convert::list(
+        let (keys, mut next_page_token) = convert::list(
             &query,
             &page,
-            found,
+            listed.keys,
             |key| key.created_revision.to_string(),
             |key| convert::key(key, now),
         );
+        if let (true, Some(to)) = (next_page_token.is_empty(), listed.looked_to) {
+            next_page_token = page::token(&query, &to.to_string());
+        }
         Ok(Response::new(ListKeysResponse {
             keys,
             next_page_token,
@@ -224,10 +230,14 @@ impl KeyService for Doors {
             );
         }
         let presented = checked(fields, presented)?;
-        let found = self.validator.lookup(presented).await?;
+        if !self.validator.recognizes(presented).await? {
+            return Err(Refused::NoKey.into());
+        }
+        let (id, action) = (presented.id(), Action::KeysLookup);
         let key = self
             .keyring
-            .admit_found(&caller, tenant.as_deref(), found)?;
+            .find_key(&caller, tenant.as_deref(), id, action)
+            .await?;
         Ok(Response::new(LookupKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
         }))

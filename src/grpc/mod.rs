@@ -33,7 +33,8 @@ use self::patience::Patience;
 use crate::{
     domain::clock::Clock,
     service::{
-        keyring::Keyring, log::Log, replica::Replica, secret::AdminToken, validator::Validator,
+        keyring::Keyring, log::Log, replica::Replica, secret::AdminToken, usage::Usage,
+        validator::Validator,
     },
 };
 
@@ -58,6 +59,7 @@ pub struct Doors {
     pub keyring: Keyring,
     pub replica: Arc<Replica>,
     pub log: Log,
+    pub usage: Arc<Usage>,
     pub clock: Arc<dyn Clock>,
     pub admin: AdminToken,
     /// Whether Validate asks who calls.

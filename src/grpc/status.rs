@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt
 use tracing::warn;
 
 use crate::{
-    domain::{tenant::Rule, token::KeyId, violation::Violation},
+    domain::{scope::Scope, tenant::Rule, token::KeyId, violation::Violation},
     service::{refused::Refused, secret::Busy, validator::Undecided},
     store::StoreError,
 };
@@ -24,6 +24,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How many violations stand in the message, too; the details hold all.
 const TOLD_MAX: usize = 8;
+
+/// How many bytes of scopes the details tell: an error is sent in headers.
+const DETAILS_MAX: usize = 2048;
 
 /// What is wrong with a request, all of it. Never empty.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -198,7 +201,7 @@ impl From<Refused> for Status {
         let (code, reason) = match refused {
             Refused::Busy(busy) => return busy.into(),
             Refused::Store(error) => return error.into(),
-            Refused::Rule(rule) => return rule.into(),
+            Refused::Rules(rules) => return of_rules(&rules, message),
             Refused::RequestRepeated(first) => {
                 return of_key(Code::AlreadyExists, "REQUEST_REPEATED", first, message);
             }
@@ -219,26 +222,48 @@ impl From<Refused> for Status {
     }
 }
 
-impl From<Rule> for Status {
-    fn from(rule: Rule) -> Self {
-        let reason = match rule {
-            Rule::ScopeCatalog(_) => "SCOPE_CATALOG",
-            Rule::RequireExpiry => "REQUIRE_EXPIRY",
-            Rule::MaxTtl(_) => "MAX_TTL",
-            Rule::MaxActiveKeysPerOwner(_) => "MAX_ACTIVE_KEYS_PER_OWNER",
-            Rule::RequireOwner => "REQUIRE_OWNER",
-            Rule::RequiredOwnerScope(_) => "REQUIRED_OWNER_SCOPE",
+/// Of the rules that forbid what was asked the first gives the reason; the details name all, and
+/// each scope that a catalog does not have.
+fn of_rules(rules: &[Rule], message: String) -> Status {
+    let reason = rules.first().map_or("RULES", name);
+    let mut violations = Vec::new();
+    for rule in rules {
+        let mut tell = |subject, what: &str| {
+            violations.push(PreconditionViolation::new(name(rule), subject, what));
         };
-        let message = rule.to_string();
-        let violation = PreconditionViolation::new(reason, "", &message);
-        let details = ErrorDetails::with_precondition_failure(vec![violation]);
-        with_details(
-            Code::FailedPrecondition,
-            reason,
-            HashMap::new(),
-            message,
-            details,
-        )
+        match rule {
+            Rule::ScopeCatalog(outside) => {
+                let what = "the tenant's catalog does not have this scope";
+                let mut length = 0;
+                for scope in outside.iter().map(Scope::as_str) {
+                    length += scope.len() + what.len();
+                    if length <= DETAILS_MAX {
+                        tell(scope, what);
+                    }
+                }
+            }
+            _ => tell("", &rule.to_string()),
+        }
+    }
+    let details = ErrorDetails::with_precondition_failure(violations);
+    with_details(
+        Code::FailedPrecondition,
+        reason,
+        HashMap::new(),
+        message,
+        details,
+    )
+}
+
+/// A rule's name in errors: that of the tenant's field.
+fn name(rule: &Rule) -> &'static str {
+    match rule {
+        Rule::ScopeCatalog(_) => "SCOPE_CATALOG",
+        Rule::RequireExpiry => "REQUIRE_EXPIRY",
+        Rule::MaxTtl(_) => "MAX_TTL",
+        Rule::MaxActiveKeysPerOwner(_) => "MAX_ACTIVE_KEYS_PER_OWNER",
+        Rule::RequireOwner => "REQUIRE_OWNER",
+        Rule::RequiredOwnerScope(_) => "REQUIRED_OWNER_SCOPE",
     }
 }
 

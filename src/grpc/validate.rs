@@ -66,7 +66,9 @@ impl Doors {
                 client_ip,
             },
         };
-        Ok(Answer::new(self.validator.validate(&question).await?))
+        let decision = self.validator.validate(&question).await?;
+        self.note_use(&decision, client_ip);
+        Ok(Answer::new(decision))
     }
 }
 

@@ -2,26 +2,70 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time;
+use tokio::{task::JoinHandle, time};
 use tonic::transport::Endpoint;
 use tonic_health::{
     ServingStatus,
-    pb::{HealthCheckRequest, health_check_response, health_client::HealthClient},
+    pb::{
+        HealthCheckRequest, health_check_response,
+        health_client::HealthClient,
+        health_server::{Health, HealthServer},
+    },
     server::HealthReporter,
 };
 use tracing::{info, warn};
 
 use super::{StartError, config::Config};
-use crate::{grpc::READINESS, service::replica::Replica};
+use crate::{
+    grpc::READINESS,
+    service::{replica::Replica, warm::Warmer},
+};
 
 /// How often the lease is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long `gatekey health` waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Keeps readiness true: serving while the lease is held, which the store has granted. Ends when
-/// dropped.
-pub async fn follow(replica: Arc<Replica>, reporter: HealthReporter) {
+/// What probes are told of readiness.
+pub struct Readiness {
+    reporter: HealthReporter,
+    following: JoinHandle<()>,
+}
+
+impl Readiness {
+    /// Not ready until memory is warm, and from then on ready while the lease is held, which the
+    /// store has granted. Returns the service that tells it.
+    pub async fn start(
+        replica: Arc<Replica>,
+        warmer: Warmer,
+        warm_keys: usize,
+    ) -> (Self, HealthServer<impl Health>) {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        tell(&reporter, ServingStatus::NotServing).await;
+        let following = tokio::spawn({
+            let reporter = reporter.clone();
+            async move {
+                warmer.warm(warm_keys).await;
+                follow(&replica, &reporter).await;
+            }
+        });
+        let this = Self {
+            reporter,
+            following,
+        };
+        (this, service)
+    }
+
+    /// Tells that the server is not ready, and will not be.
+    pub async fn end(self) {
+        self.following.abort();
+        // It fails as it was told to.
+        let _ = self.following.await;
+        tell(&self.reporter, ServingStatus::NotServing).await;
+    }
+}
+
+async fn follow(replica: &Replica, reporter: &HealthReporter) {
     let mut ready = false;
     let mut looks = time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
@@ -32,18 +76,18 @@ pub async fn follow(replica: Arc<Replica>, reporter: HealthReporter) {
             continue;
         }
         ready = held;
-        let status = if ready {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
-        reporter.set_service_status(READINESS, status).await;
         if ready {
+            tell(reporter, ServingStatus::Serving).await;
             info!("ready");
         } else {
+            tell(reporter, ServingStatus::NotServing).await;
             warn!("not ready: the lease has ended, and the store does not answer");
         }
     }
+}
+
+async fn tell(reporter: &HealthReporter, status: ServingStatus) {
+    reporter.set_service_status(READINESS, status).await;
 }
 
 /// Asks the server that these settings describe whether it is ready.

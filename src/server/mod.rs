@@ -23,13 +23,14 @@ use tracing::{info, warn};
 
 use self::{
     config::{Config, ValidateAuth},
+    health::Readiness,
     keyfile::KeyFiles,
     telemetry::{Telemetry, TelemetryError},
     workers::Workers,
 };
 use crate::{
     domain::clock::SystemClock,
-    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, READINESS, trace::TraceLayer},
+    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
     service::{
         cache::Cache,
         fault::Faults,
@@ -38,6 +39,7 @@ use crate::{
         repepper::{self, PepperMismatch, Repepper},
         replica::Replica,
         secret::Secrets,
+        usage::Usage,
         validator::Validator,
         warm::Warmer,
     },
@@ -113,13 +115,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| StartError::Setting {
-            variable: "GATEKEY_LISTEN",
-            value: config.listen.to_string(),
-            why: error.to_string(),
-        })?;
+    let listener = bind(config).await?;
     let listen = listener.local_addr()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
@@ -147,35 +143,23 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         Arc::clone(&cache),
         clock.clone(),
     );
+    let (usage, writing) = Usage::start(Arc::clone(&store));
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
         replica: Arc::clone(&replica),
+        usage,
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
         stop: stop.clone(),
     };
 
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter
-        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
-        .await;
     let warm_keys = config.warm_keys.min(config.cache_keys);
-    let readiness = tokio::spawn({
-        let (replica, reporter) = (Arc::clone(&replica), reporter.clone());
-        async move {
-            warmer.warm(warm_keys).await;
-            health::follow(replica, reporter).await;
-        }
-    });
-    let reflection_v1 = reflection().build_v1().map_err(reflection_error)?;
-    let reflection_v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
-    let others = Routes::new(health.max_decoding_message_size(MESSAGE_MAX))
-        .add_service(reflection_v1.max_decoding_message_size(MESSAGE_MAX))
-        .add_service(reflection_v1alpha.max_decoding_message_size(MESSAGE_MAX));
+    let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
+    let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
     let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
     let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
     info!(
@@ -193,12 +177,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
-    readiness.abort();
-    // It fails as it was told to.
-    let _ = readiness.await;
-    reporter
-        .set_service_status(READINESS, tonic_health::ServingStatus::NotServing)
-        .await;
+    readiness.end().await;
     drop(listener);
     stop.cancel();
     let mut ended = tokio::task::spawn_blocking(|| workers.join());
@@ -211,6 +190,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     following.abort();
     let _ = following.await;
     replica.leave().await;
+    // Nobody uses a key any more.
+    writing.finish().await;
     // What was cut off may hold on to the store: its statements end with this process.
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");
@@ -237,6 +218,16 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
+/// Takes the port.
+async fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(config.listen).await;
+    bound.map_err(|error| StartError::Setting {
+        variable: "GATEKEY_LISTEN",
+        value: config.listen.to_string(),
+        why: error.to_string(),
+    })
+}
+
 fn bad_store(config: &Config, error: &OpenError) -> StartError {
     StartError::Setting {
         variable: "GATEKEY_DATABASE_URL",
@@ -254,6 +245,14 @@ fn bad_pepper(config: &Config, mismatch: PepperMismatch) -> StartError {
             why: unfit.to_string(),
         },
     }
+}
+
+fn with_reflection(routes: Routes) -> Result<Routes, StartError> {
+    let v1 = reflection().build_v1().map_err(reflection_error)?;
+    let v1alpha = reflection().build_v1alpha().map_err(reflection_error)?;
+    Ok(routes
+        .add_service(v1.max_decoding_message_size(MESSAGE_MAX))
+        .add_service(v1alpha.max_decoding_message_size(MESSAGE_MAX)))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

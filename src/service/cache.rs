@@ -30,10 +30,6 @@ use super::{
 };
 use crate::domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId};
 
-/// How many epochs there are. Two things that share one cost each other a reload, no more; one
-/// epoch is four bytes.
-const EPOCHS: usize = 1 << 20;
-
 /// What `epochs.rs` counts with; `model.rs` has others.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
@@ -99,7 +95,7 @@ impl Cache {
         let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
         Self {
             entries: QuickCache::with_weighter(keys.max(1), capacity as u64, Bytes),
-            epochs: Epochs::new(EPOCHS),
+            epochs: Epochs::new(keys.max(1)),
             lease: Lease::default(),
             faults,
         }
@@ -284,6 +280,7 @@ mod tests {
             revoked: None,
             rotated_from: None,
             rotated_to: None,
+            last_used: None,
             hash_version: HASH_VERSION.to_owned(),
             created_revision: 1,
             revision: 1,

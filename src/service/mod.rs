@@ -1,7 +1,8 @@
 //! The rooms: what gatekey does.
 //!
 //! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`replica`] keeps memory
-//! true, [`warm`] fills it before anybody asks, [`repepper`] moves keys to the current pepper. They
+//! true, [`warm`] fills it before anybody asks, [`usage`] gathers when keys are used, [`repepper`]
+//! moves keys to the current pepper. They
 //! share the store, the [`cache`] and the domain, and do not know
 //! each other.
 
@@ -15,5 +16,6 @@ pub mod refused;
 pub mod repepper;
 pub mod replica;
 pub mod secret;
+pub mod usage;
 pub mod validator;
 pub mod warm;

@@ -38,12 +38,37 @@ pub enum Refused {
     KeySuspended,
     #[error("the key was rotated before, to {0}")]
     KeyRotated(KeyId),
-    #[error(transparent)]
-    Rule(#[from] Rule),
+    /// Rules of the tenant, all that forbid it; at least one.
+    #[error("{}", told(.0))]
+    Rules(Vec<Rule>),
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<Rule> for Refused {
+    fn from(rule: Rule) -> Self {
+        Self::Rules(vec![rule])
+    }
+}
+
+fn told(rules: &[Rule]) -> String {
+    let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
+    rules.join("; ")
+}
+
+/// That no rule forbids something, by what each of them says.
+///
+/// # Errors
+/// [`Refused::Rules`], all of them.
+pub fn obey(rules: impl IntoIterator<Item = Result<(), Rule>>) -> Result<(), Refused> {
+    let broken: Vec<_> = rules.into_iter().filter_map(Result::err).collect();
+    if broken.is_empty() {
+        Ok(())
+    } else {
+        Err(Refused::Rules(broken))
+    }
 }
 
 /// Checks that the caller may do this in the tenant.

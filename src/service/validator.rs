@@ -17,9 +17,8 @@ use super::{
 };
 use crate::{
     domain::{
-        clock::Clock,
+        clock::{Clock, Timestamp},
         credential::Credential,
-        key::Key,
         standing::{Ask, Refusal, Standing},
         token::{KeyId, Presented},
     },
@@ -70,6 +69,8 @@ pub enum Decision {
 #[derive(Clone, Debug)]
 pub struct Known {
     pub key_id: KeyId,
+    /// When it was decided.
+    pub at: Timestamp,
     entry: Arc<Entry>,
 }
 
@@ -144,9 +145,11 @@ impl Validator {
         if !named || !(question.in_view)(standing.tenant_id()) {
             return Ok(Decision::NotFound);
         }
-        let decided = standing.decide(self.clock.now(), &question.ask);
+        let at = self.clock.now();
+        let decided = standing.decide(at, &question.ask);
         let known = Known {
             key_id: presented.id(),
+            at,
             entry,
         };
         Ok(match decided {
@@ -155,16 +158,12 @@ impl Validator {
         })
     }
 
-    /// The whole key that was presented, as the store has it now, once its secret is proven.
+    /// Whether this is a key, whatever it may be used for: its secret is right.
     ///
     /// # Errors
     /// When the store does not answer, or too much is asked of it.
-    pub async fn lookup(&self, presented: Presented<'_>) -> Result<Option<Key>, Undecided> {
-        if self.prove(presented).await?.is_none() {
-            return Ok(None);
-        }
-        let loaded = self.load(presented.id()).await?;
-        Ok(loaded.found.map(|(grant, _)| grant.key))
+    pub async fn recognizes(&self, presented: Presented<'_>) -> Result<bool, Undecided> {
+        Ok(self.prove(presented).await?.is_some())
     }
 
     /// What is known of a presented key, once its secret is proven. `None`: there is no such key,

@@ -6,6 +6,7 @@
 //! [`StoreError`]'s source, for the log.
 
 mod column;
+pub mod listing;
 mod postgres;
 mod sqlite;
 pub mod text;
@@ -25,6 +26,7 @@ use crate::domain::{
     page::Page,
     tenant::Tenant,
     token::KeyId,
+    usage::Uses,
 };
 
 pub use warm::{WarmKey, WarmPage, WarmQuery};
@@ -58,6 +60,10 @@ pub enum OpenError {
     NewerSchema(i64),
     #[error("its schema cannot be brought up to date")]
     Migration(#[source] Box<dyn Error + Send + Sync>),
+    #[error(
+        "there is a transaction pooler before it that does not keep prepared statements: PgBouncer does from 1.21 on, with max_prepared_statements above 0"
+    )]
+    Pooler,
     /// It may answer later.
     #[error("it does not answer")]
     Unreachable(#[source] Box<dyn Error + Send + Sync>),
@@ -130,6 +136,15 @@ pub struct KeyQuery {
     pub expires_before: Option<Timestamp>,
 }
 
+/// Keys found for a page.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub keys: Vec<Key>,
+    /// Where the list goes on if nothing follows in `keys`: further than this was not looked.
+    /// `None`: there is nothing further.
+    pub looked_to: Option<i64>,
+}
+
 /// Which events to list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventQuery {
@@ -163,17 +178,17 @@ pub trait Store: Replicas {
     /// all that bounds them and the revision of the log.
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError>;
 
-    /// The key of that id.
+    /// The key of that id, with its last use.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;
 
-    /// Keys, newest first; a page's cursor is the `created_revision` of its last key. States are
+    /// Keys with their last uses, newest first; a page's cursor is a `created_revision`. States are
     /// those at `now`.
     async fn list_keys(
         &self,
         query: &KeyQuery,
         now: Timestamp,
         page: &Page,
-    ) -> Result<Vec<Key>, StoreError>;
+    ) -> Result<Listed, StoreError>;
 
     /// The owner of that name.
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;
@@ -220,6 +235,11 @@ pub trait Store: Replicas {
     /// Replaces a key's MAC by one of the same key under another pepper. Not a change that
     /// anybody could see, and so not an event.
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError>;
+
+    /// Adds uses of keys to those that are known: the latest is the last, and counts add. In a
+    /// transaction of its own; not a change that is in the log. After an error they may have been
+    /// added.
+    async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError>;
 
     /// Closes all connections, after what is running on them has ended.
     async fn close(&self);
@@ -338,6 +358,12 @@ impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::Configuration(_) => Self::Url,
+            // A statement's name is another's (42P05) or unknown (26000): sessions were swapped.
+            sqlx::Error::Database(answer)
+                if matches!(answer.code().as_deref(), Some("42P05" | "26000")) =>
+            {
+                Self::Pooler
+            }
             // 57P03: it is starting up or shutting down; 53300: too many connections.
             sqlx::Error::Database(answer)
                 if !matches!(answer.code().as_deref(), Some("57P03" | "53300")) =>

@@ -4,7 +4,6 @@ use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, PgPool,
-    migrate::Migrator,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     query,
 };
@@ -17,7 +16,13 @@ mod sql;
 
 type Db = sqlx::Postgres;
 
-const BEGIN: &str = "BEGIN";
+/// A mutation, with limits that the server keeps by itself, so that a replica that hangs holds up
+/// nobody for ever. They are told here and not as the connection starts, for a transaction pooler
+/// refuses that.
+const BEGIN: &str = "BEGIN; \
+     SET LOCAL statement_timeout = '30s'; \
+     SET LOCAL lock_timeout = '10s'; \
+     SET LOCAL idle_in_transaction_session_timeout = '10s'";
 /// The statement that reads many keys at once.
 const WARM: &str = text::WARM_POSTGRES;
 /// The function that says where in a text another stands; 0: nowhere.
@@ -34,29 +39,24 @@ const CHANNEL: &str = "gatekey";
 const LISTEN_RETRY: Duration = Duration::from_secs(1);
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What the server ends by itself, so that a replica that hangs holds up nobody for ever.
-const LIMITS: [(&str, &str); 3] = [
-    ("statement_timeout", "30s"),
-    ("lock_timeout", "10s"),
-    ("idle_in_transaction_session_timeout", "10s"),
-];
-
-/// Replicas that start together take turns: the migrator holds an advisory lock.
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+/// Any number, as long as every release has the same.
+const MIGRATION_LOCK: i64 = 0x6761_7465_6b65_7900;
 
 pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let options = PgConnectOptions::from_str(url)?
         .application_name("gatekey")
+        .extra_float_digits(None) // no number here is a float, and a transaction pooler refuses it
         .disable_statement_logging();
-    // A migration may take its time.
     let migrating = pool(1, options.clone()).await?;
-    MIGRATIONS.run(&migrating).await?;
+    migrate(&migrating).await?;
     migrating.close().await;
-
-    let options = options.options(LIMITS);
     let reader = pool(READERS, options.clone()).await?;
     let writer = pool(WRITERS, options.clone()).await?;
     let pulse = pool(PULSES, options).await?;
+    for pool in [&reader, &writer, &pulse] {
+        // Sessions that a pooler mixes up show with the first statements of the same name.
+        query(text::HEAD).execute(pool).await?;
+    }
     Ok(Arc::new(sql::SqlStore {
         reader,
         writer,
@@ -112,6 +112,21 @@ async fn listen(pool: &PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     Ok(listener)
+}
+
+/// Brings the schema up to date. Replicas that start together take turns: the lock is the
+/// transaction's, and not the session's as sqlx's own would be, for behind a transaction pooler
+/// the unlocking could reach another session.
+async fn migrate(pool: &PgPool) -> Result<(), OpenError> {
+    let mut transaction = pool.begin().await?;
+    query("SELECT pg_advisory_xact_lock($1)")
+        .bind(MIGRATION_LOCK)
+        .execute(&mut *transaction)
+        .await?;
+    let mut migrations = sqlx::migrate!("migrations/postgres");
+    migrations.set_locking(false);
+    migrations.run(&mut *transaction).await?;
+    Ok(transaction.commit().await?)
 }
 
 async fn pool(connections: u32, options: PgConnectOptions) -> Result<PgPool, OpenError> {

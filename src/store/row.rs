@@ -16,6 +16,7 @@ use crate::{
         owner::Owner,
         scope::{Scope, Scopes},
         tenant::{OnLimit, Tenant},
+        usage::Use,
     },
     store::{
         Member, StoreError,
@@ -68,6 +69,19 @@ pub(super) fn key(row: &Row) -> Result<Key, StoreError> {
         hash_version: row.try_get("k_hash_version")?,
         created_revision: row.try_get("k_created_revision")?,
         revision: row.try_get("k_revision")?,
+        last_used: None,
+    })
+}
+
+/// A key with its last use.
+pub(super) fn used_key(row: &Row) -> Result<Key, StoreError> {
+    let at: Option<i64> = row.try_get("u_last_used_at")?;
+    let from: Option<&str> = row.try_get("u_last_used_ip")?;
+    let from = from.map(str::parse).transpose();
+    let from = from.map_err(|_| StoreError::Corrupt("last_used_ip"))?;
+    Ok(Key {
+        last_used: at.map(Timestamp::from_micros).map(|at| Use { at, from }),
+        ..key(row)?
     })
 }
 

@@ -14,16 +14,19 @@ use crate::{
         caller::TenantSet,
         clock::Timestamp,
         event::{Change, Event},
-        key::{Grant, Key, KeyState, Mac, Verifier},
+        key::{Grant, Key, Mac, Verifier},
         owner::Owner,
         page::Page,
         scope::Scope,
         tenant::{OnLimit, Tenant},
         token::KeyId,
+        usage::Uses,
     },
     store::{
-        Choose, EventQuery, KeyQuery, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
-        StoreError, WarmPage, WarmQuery, column, text,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
+        Store, StoreError, WarmPage, WarmQuery, column,
+        listing::{self, Param},
+        text,
     },
 };
 
@@ -142,7 +145,7 @@ impl Store for SqlStore {
             .bind(id.as_bare())
             .fetch_optional(&self.reader)
             .await?;
-        row.as_ref().map(row::key).transpose()
+        row.as_ref().map(row::used_key).transpose()
     }
 
     async fn list_keys(
@@ -150,29 +153,43 @@ impl Store for SqlStore {
         asked: &KeyQuery,
         now: Timestamp,
         page: &Page,
-    ) -> Result<Vec<Key>, StoreError> {
-        let mut sql = QueryBuilder::<Db>::new(text::LIST_KEYS);
-        sql.push_bind(asked.tenant_id.clone());
-        if let Some(owner) = &asked.owner_id {
-            sql.push(" AND k.owner_id = ").push_bind(owner.clone());
+    ) -> Result<Listed, StoreError> {
+        let expires_before = listing::expires_before(asked, now).map(Timestamp::as_micros);
+        let few = match expires_before {
+            None => false,
+            Some(time) => {
+                let sql = sqlx::AssertSqlSafe(listing::count_expiring());
+                let count: i64 = query_scalar(sql)
+                    .bind(&asked.tenant_id)
+                    .bind(time)
+                    .fetch_one(&self.reader)
+                    .await?;
+                count <= listing::FEW
+            }
+        };
+        let statement = listing::list(asked, now, few, POSITION);
+        // Its words are the listing's own; what was asked is bound.
+        let mut list = query(sqlx::AssertSqlSafe(statement.sql));
+        for param in statement.params {
+            list = match param {
+                Param::Tenant => list.bind(&asked.tenant_id),
+                Param::Owner => list.bind(&asked.owner_id),
+                Param::Label => list.bind(&asked.label_contains),
+                Param::ExpiresBefore => list.bind(expires_before),
+                Param::Now => list.bind(now.as_micros()),
+                Param::Before => list.bind(numeric_cursor(page).unwrap_or(i64::MAX)),
+                Param::Size => list.bind(i64::from(page.size)),
+            };
         }
-        if let Some(part) = &asked.label_contains {
-            sql.push(" AND ")
-                .push(POSITION)
-                .push("(k.label, ")
-                .push_bind(part.clone())
-                .push(") > 0");
-        }
-        if let Some(time) = asked.expires_before {
-            sql.push(" AND k.expires_at < ").push_bind(time.as_micros());
-        }
-        push_states(&mut sql, &asked.states, now);
-        if let Some(before) = numeric_cursor(page) {
-            sql.push(" AND k.created_revision < ").push_bind(before);
-        }
-        sql.push(" ORDER BY k.created_revision DESC LIMIT ")
-            .push_bind(i64::from(page.size));
-        collect(&sql.build().fetch_all(&self.reader).await?, row::key)
+        let rows = list.persistent(false).fetch_all(&self.reader).await?;
+        let looked_to = rows.first().map(|row| row.try_get("looked_to"));
+        // Where nothing is found one row says how far was looked.
+        let found = |row: &&Row| !matches!(row.try_get("k_key_id"), Ok(None::<&str>));
+        let keys = rows.iter().filter(found).map(row::used_key);
+        Ok(Listed {
+            looked_to: looked_to.transpose()?.flatten(),
+            keys: keys.collect::<Result<_, _>>()?,
+        })
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
@@ -298,6 +315,23 @@ impl Store for SqlStore {
         Ok(())
     }
 
+    async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let mut sql = QueryBuilder::<Db>::new(text::ADD_USES);
+        sql.push_values(uses, |mut row, (key, uses)| {
+            row.push_bind(key.as_bare().to_owned())
+                .push_bind(uses.last.at.as_micros())
+                .push_bind(uses.last.from.map(|ip| ip.to_string()))
+                .push_bind(i64::try_from(uses.count).unwrap_or(i64::MAX));
+        });
+        sql.push(text::TO_KNOWN_USES);
+        // As many statements as there are lengths of batches: none is worth keeping prepared.
+        sql.build().persistent(false).execute(&self.writer).await?;
+        Ok(())
+    }
+
     async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
@@ -322,7 +356,7 @@ impl Mutation for SqlMutation {
             .bind(id.as_bare())
             .fetch_optional(&mut *self.transaction)
             .await?;
-        row.as_ref().map(row::key).transpose()
+        row.as_ref().map(row::used_key).transpose()
     }
 
     async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
@@ -552,29 +586,6 @@ fn collect<T>(
     read: impl Fn(&Row) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
     rows.iter().map(read).collect()
-}
-
-/// The same order of checks as [`Key::state`].
-fn push_states(sql: &mut QueryBuilder<Db>, states: &[KeyState], now: Timestamp) {
-    if states.is_empty() {
-        return;
-    }
-    let now = now.as_micros();
-    sql.push(" AND (FALSE");
-    for state in states {
-        match state {
-            KeyState::Revoked => sql.push(" OR k.revoked_at IS NOT NULL"),
-            KeyState::Expired => sql
-                .push(" OR k.revoked_at IS NULL AND k.expires_at <= ")
-                .push_bind(now),
-            KeyState::Suspended | KeyState::Active => sql
-                .push(" OR k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ")
-                .push_bind(now)
-                .push(") AND k.suspended = ")
-                .push_bind(*state == KeyState::Suspended),
-        };
-    }
-    sql.push(")");
 }
 
 fn push_tenants(sql: &mut QueryBuilder<Db>, column: &str, of: &TenantSet) {

@@ -1,7 +1,7 @@
 //! The statements, the same for both engines, in words that both understand.
 //!
 //! A test prepares each of [`ALL`] on both. Lists with optional filters are built in `sql.rs`
-//! from the selections here.
+//! from the selections here, that of keys in `listing.rs`.
 
 macro_rules! key_columns {
     () => {
@@ -14,6 +14,16 @@ macro_rules! key_columns {
          k.rotated_from AS k_rotated_from, k.rotated_to AS k_rotated_to, \
          k.hash_version AS k_hash_version, k.created_revision AS k_created_revision, \
          k.revision AS k_revision"
+    };
+}
+
+/// Those of keys `k` and their last uses `u`.
+macro_rules! used_key_columns {
+    () => {
+        concat!(
+            key_columns!(),
+            ", u.last_used_at AS u_last_used_at, u.last_used_ip AS u_last_used_ip"
+        )
     };
 }
 
@@ -99,7 +109,10 @@ statements! {
          LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
          LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
     );
-    FIND_KEY = concat!("SELECT ", key_columns!(), " FROM keys k WHERE k.key_id = $1");
+    FIND_KEY = concat!(
+        "SELECT ", used_key_columns!(),
+        " FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE k.key_id = $1"
+    );
     FIND_REQUEST = "SELECT key_id FROM keys WHERE tenant_id = $1 AND request_id = $2";
     LIST_LIVING =
         concat!("SELECT key_id FROM keys WHERE ", living!(), " ORDER BY created_revision");
@@ -171,12 +184,8 @@ statements! {
 pub const REPLICAS_OF_ONE_PROCESS: &str = "CREATE TEMP TABLE replicas (id TEXT PRIMARY KEY, \
      applied_revision INTEGER NOT NULL, renewals INTEGER NOT NULL, lease INTEGER NOT NULL)";
 
-/// Keys, to be followed by conditions.
-pub(super) const LIST_KEYS: &str = concat!(
-    "SELECT ",
-    key_columns!(),
-    " FROM keys k WHERE k.tenant_id = "
-);
+/// What is read of a key and its last use.
+pub(super) const USED_KEY_COLUMNS: &str = used_key_columns!();
 /// Tenants, to be followed by conditions.
 pub(super) const LIST_TENANTS: &str = concat!(
     "SELECT ",
@@ -186,6 +195,16 @@ pub(super) const LIST_TENANTS: &str = concat!(
 /// Events, to be followed by conditions.
 pub(super) const LIST_EVENTS: &str = "SELECT revision, at, actor, kind, tenant_id, key_id, \
      owner_id, details, trace_id FROM events WHERE revision ";
+/// Uses of keys, to be followed by rows and [`TO_KNOWN_USES`].
+pub(super) const ADD_USES: &str =
+    "INSERT INTO key_usage AS u (key_id, last_used_at, last_used_ip, uses) ";
+/// Of two last uses the later one is the last.
+pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
+     uses = u.uses + excluded.uses, \
+     last_used_at = CASE WHEN excluded.last_used_at >= u.last_used_at \
+     THEN excluded.last_used_at ELSE u.last_used_at END, \
+     last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
+     THEN excluded.last_used_ip ELSE u.last_used_ip END";
 
 /// See `warm!`.
 pub(super) const WARM_SQLITE: &str = warm!("hex(k.secret_mac)");

@@ -23,7 +23,7 @@ use crate::{
     indistinguishable::{unknown, with_another_secret},
     support::{
         Client, Engine,
-        client::{ask, error_reason, new_key, texts},
+        client::{ask, error_reason, new_key, texts, unused},
         on_both_engines,
     },
 };
@@ -419,7 +419,7 @@ async fn get(admin: &Client, key: &Key) -> Key {
         tenant_id: String::new(),
     };
     let answer = admin.keys.clone().get_key(get).await;
-    answer.expect("a key").into_inner().key.expect("a key")
+    unused(answer.expect("a key").into_inner().key.expect("a key"))
 }
 
 const NOT_GRANTED: (Code, &str) = (Code::PermissionDenied, "ACTION_NOT_GRANTED");

@@ -18,7 +18,7 @@ use crate::{
     contract_validate::until_expired,
     support::{
         Client,
-        client::{bad_fields, new_key, texts},
+        client::{bad_fields, new_key, texts, unused},
         on_both_engines,
     },
 };
@@ -39,7 +39,11 @@ const MASK: [&str; 8] = [
 ];
 
 pub async fn list(client: &Client, request: ListKeysRequest) -> Result<ListKeysResponse, Status> {
-    Ok(client.keys.clone().list_keys(request).await?.into_inner())
+    let page = client.keys.clone().list_keys(request).await?.into_inner();
+    Ok(ListKeysResponse {
+        keys: page.keys.into_iter().map(unused).collect(),
+        ..page
+    })
 }
 
 /// The labels of a page of keys.
@@ -53,7 +57,7 @@ async fn get_of(client: &Client, tenant: &str, key_id: &str) -> Result<Key, Stat
         tenant_id: tenant.to_owned(),
     };
     let answer = client.keys.clone().get_key(request).await?;
-    Ok(answer.into_inner().key.expect("a key"))
+    Ok(unused(answer.into_inner().key.expect("a key")))
 }
 
 async fn look_up(client: &Client, tenant: &str, plaintext: &str) -> Result<Key, Status> {
@@ -62,7 +66,7 @@ async fn look_up(client: &Client, tenant: &str, plaintext: &str) -> Result<Key, 
         tenant_id: tenant.to_owned(),
     };
     let answer = client.keys.clone().lookup_key(request).await?;
-    Ok(answer.into_inner().key.expect("a key"))
+    Ok(unused(answer.into_inner().key.expect("a key")))
 }
 
 pub async fn acme(client: &Client) {

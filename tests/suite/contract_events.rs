@@ -25,7 +25,7 @@ use crate::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 async fn list(client: &Client, request: ListEventsRequest) -> Result<ListEventsResponse, Status> {
     Ok(client
@@ -77,7 +77,7 @@ async fn next(stream: &mut Streaming<WatchEventsResponse>, count: usize) -> Vec<
     events
 }
 
-fn traced<T>(message: T) -> Request<T> {
+pub fn traced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
     request

@@ -19,7 +19,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{
     Client, Gatekey, Setup,
-    client::{bad_fields, error_reason, new_key, texts},
+    client::{bad_fields, error_reason, new_key, texts, unused},
     on_both_engines,
 };
 
@@ -64,7 +64,7 @@ pub async fn get(client: &Client, key_id: &str) -> Key {
         ..GetKeyRequest::default()
     };
     let answer = client.keys.clone().get_key(request).await.expect("a key");
-    answer.into_inner().key.expect("a key")
+    unused(answer.into_inner().key.expect("a key"))
 }
 
 /// A span of whole seconds.

@@ -21,7 +21,7 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// Rooms that do not know each other.
-const APART: [&str; 3] = ["validator", "keyring", "log"];
+const APART: [&str; 4] = ["validator", "keyring", "log", "usage"];
 
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")

@@ -1,70 +1,50 @@
 //! Lists by pages: every key once, newest first, whatever the page size and whatever is created
 //! meanwhile.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Instant,
-};
+use std::collections::{BTreeMap, HashSet};
 
-use gatekey::grpc::proto::{Key, ListKeysRequest};
+use gatekey::grpc::proto::{CreateKeyRequest, Key, KeyState, ListKeysRequest};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
 
-use crate::support::{Client, client::new_key, on_both_engines};
+use crate::{
+    inside::Inside,
+    support::{Client, on_both_engines},
+};
 
 const TENANT: &str = "default";
-const MANY: usize = 10_000;
+pub const MANY: usize = 10_000;
 /// More than there are cores: while some keys are hashed, others are being committed.
 const CREATORS: usize = 16;
 
 on_both_engines! {
-    async fn ten_thousand_keys_are_listed_in_order_none_missing_or_twice_while_others_are_created(
-        setup: Setup
-    ) {
+    async fn among_many_keys_each_filter_lets_its_keys_through_and_no_page_looks_at_all(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;
-        let started = Instant::now();
-        let created = create_many(&admin).await;
-        println!("{MANY} keys were created in {:.1?}", started.elapsed());
-        assert_eq!(created.len(), MANY, "each key has a revision of its own");
-
-        let mut others = Others::start(admin.clone());
-        let started = Instant::now();
-        let mut listed: Vec<Key> = Vec::new();
-        let mut page_token = String::new();
-        loop {
-            others.one_more().await;
-            let (page, next) = list(&admin, 1000, page_token).await;
-            listed.extend(page);
-            if next.is_empty() {
-                break;
+        let mut inside = Inside::of(&setup).await;
+        inside.run(STORE).await;
+        inside.run("UPDATE log_head SET revision = 45000").await;
+        for (request, lets_through) in filters() {
+            let (mut numbers, mut pages, mut page_token) = (Vec::new(), 0, String::new());
+            loop {
+                let request = ListKeysRequest { page_size: 1000, page_token, ..request.clone() };
+                let page = admin.keys.clone().list_keys(request).await.expect("a page").into_inner();
+                pages += 1;
+                numbers.extend(page.keys.iter().map(|key| key.revision));
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    break;
+                }
             }
-            page_token = next;
+            let expected: Vec<_> = (1..=STORED).rev().filter(|n| lets_through(*n)).collect();
+            assert!(numbers == expected, "{request:?}: {} of {}", numbers.len(), expected.len());
+            assert!(pages <= expected.len() / 1000 + 5, "{request:?}: {pages} pages");
+            if request.label_contains == "nowhere" {
+                assert_eq!(pages, 5, "each looked at some of the keys");
+            }
         }
-        let meanwhile = others.stop().await;
-        println!(
-            "{} keys were listed in {:.1?}, {} having been created meanwhile",
-            listed.len(),
-            started.elapsed(),
-            meanwhile.len()
-        );
-
-        let newest_first = listed.is_sorted_by(|newer, older| newer.revision > older.revision);
-        assert!(
-            newest_first,
-            "each key is older than the one before it, and so none is there twice"
-        );
-        let of_the_many = listed.iter().filter(|key| !meanwhile.contains(&key.key_id));
-        let of_the_many: Vec<_> = of_the_many.map(|key| &key.key_id).collect();
-        assert!(
-            of_the_many
-                .iter()
-                .eq(&created.values().rev().collect::<Vec<_>>()),
-            "{} keys were listed of {MANY}",
-            of_the_many.len()
-        );
     }
 
     async fn pages_of_every_size_give_the_same_list(setup: Setup) {
@@ -75,14 +55,14 @@ on_both_engines! {
             created.push(admin.issue(TENANT, &["jobs:read"]).await.0);
         }
         created.reverse();
-        let (whole, next) = list(&admin, 0, String::new()).await;
+        let (whole, next) = list(&admin, TENANT, 0, String::new()).await;
         assert_eq!(whole, created, "newest first");
         assert_eq!(next, "");
         for size in 1..=7 {
             let mut pages = Vec::new();
             let mut page_token = String::new();
             loop {
-                let (page, next) = list(&admin, size, page_token).await;
+                let (page, next) = list(&admin, TENANT, size, page_token).await;
                 pages.push(page);
                 if next.is_empty() {
                     break;
@@ -101,10 +81,108 @@ on_both_engines! {
     }
 }
 
-/// One page of the tenant's keys, and the token of the next.
-async fn list(admin: &Client, page_size: i32, page_token: String) -> (Vec<Key>, String) {
-    let request = ListKeysRequest {
+/// How many keys are written past gatekey: pages are looked for in 10 000 at a time.
+const STORED: i64 = 45_000;
+/// The key of number n has the label `key n`; some expire, some are suspended, some revoked.
+const STORE: &str = "INSERT INTO keys (key_id, tenant_id, owner_id, label, description, prefix, scopes, \
+    audiences, allowed_cidrs, metadata, suspended, created_at, created_by, expires_at, revoked_at, hash_version, \
+    secret_phc, created_revision, revision) \
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 45000) \
+    SELECT CAST(1000000000000000 + n AS TEXT), 'default', CASE WHEN n % 15000 = 3 THEN 'rare' ELSE 'usual' END, \
+    'key ' || n, '', 'gk', '[\"a\"]', '[]', '[]', '{}', n IN (9, 20000, 40000), 0, 'admin', \
+    CASE WHEN n % 9000 = 5 THEN 1000 + n WHEN n % 2 = 0 THEN 4000000000000000 + n END, \
+    CASE WHEN n % 9000 = 7 THEN 5 END, 'v1', '', n, n FROM numbers";
+
+/// What the statement above says of the key of this number.
+fn is(state: KeyState, n: i64) -> bool {
+    let (revoked, expired) = (n % 9000 == 7, n % 9000 == 5);
+    let suspended = [9, 20_000, 40_000].contains(&n);
+    match state {
+        KeyState::Revoked => revoked,
+        KeyState::Expired => expired,
+        KeyState::Suspended => suspended,
+        _ => !(revoked || expired || suspended),
+    }
+}
+
+/// A filter, and of which numbers the keys are that it lets through.
+type Filter = (ListKeysRequest, fn(i64) -> bool);
+
+fn filters() -> Vec<Filter> {
+    let all = ListKeysRequest {
         tenant_id: TENANT.to_owned(),
+        ..ListKeysRequest::default()
+    };
+    let states = |states: &[KeyState]| ListKeysRequest {
+        states: states.iter().map(|state| (*state).into()).collect(),
+        ..all.clone()
+    };
+    let label = |part: &str| ListKeysRequest {
+        label_contains: part.to_owned(),
+        ..all.clone()
+    };
+    let ending = |micros: i32| ListKeysRequest {
+        expires_before: Some(prost_types::Timestamp {
+            seconds: 4_000_000_000,
+            nanos: micros * 1000,
+        }),
+        ..all.clone()
+    };
+    vec![
+        (all.clone(), |_| true),
+        (states(&[KeyState::Active]), |n| is(KeyState::Active, n)),
+        (states(&[KeyState::Suspended]), |n| {
+            is(KeyState::Suspended, n)
+        }),
+        (states(&[KeyState::Expired]), |n| is(KeyState::Expired, n)),
+        (states(&[KeyState::Revoked]), |n| is(KeyState::Revoked, n)),
+        (states(&[KeyState::Suspended, KeyState::Expired]), |n| {
+            is(KeyState::Suspended, n) || is(KeyState::Expired, n)
+        }),
+        (label("nowhere"), |_| false),
+        (label("key 4999"), |n| n == 4999 || n / 10 == 4999),
+        (label("99"), |n| n.to_string().contains("99")),
+        (ending(0), |n| n % 9000 == 5),
+        // So few that they are found by their end …
+        (ending(1001), |n| n % 9000 == 5 || n % 2 == 0 && n <= 1000),
+        // … and so many that they are not, none of them among the newest.
+        (ending(20_001), |n| {
+            n % 9000 == 5 || n % 2 == 0 && n <= 20_000
+        }),
+        (
+            ListKeysRequest {
+                states: vec![KeyState::Suspended.into()],
+                ..ending(20_001)
+            },
+            |n| n == 20_000,
+        ),
+        (
+            ListKeysRequest {
+                owner_id: "rare".to_owned(),
+                ..label("3")
+            },
+            |n| n % 15_000 == 3,
+        ),
+        (
+            ListKeysRequest {
+                owner_id: "usual".to_owned(),
+                states: vec![KeyState::Active.into()],
+                ..label("000")
+            },
+            |n| n.to_string().contains("000") && is(KeyState::Active, n) && n % 15_000 != 3,
+        ),
+    ]
+}
+
+/// One page of a tenant's keys, and the token of the next.
+pub async fn list(
+    admin: &Client,
+    tenant: &str,
+    page_size: i32,
+    page_token: String,
+) -> (Vec<Key>, String) {
+    let request = ListKeysRequest {
+        tenant_id: tenant.to_owned(),
         page_size,
         page_token,
         ..ListKeysRequest::default()
@@ -114,16 +192,23 @@ async fn list(admin: &Client, page_size: i32, page_token: String) -> (Vec<Key>, 
     (answer.keys, answer.next_page_token)
 }
 
-/// The ids of as many new keys, by the revisions that created them.
-async fn create_many(admin: &Client) -> BTreeMap<i64, String> {
+/// A key that was made.
+pub struct Made {
+    pub key_id: String,
+    pub plaintext: String,
+}
+
+/// As many new keys as asked for, by the revisions that created them.
+pub async fn create_many(admin: &Client, request: &CreateKeyRequest) -> BTreeMap<i64, Made> {
     let mut creators = JoinSet::new();
     for _ in 0..CREATORS {
-        let admin = admin.clone();
+        let (admin, request) = (admin.clone(), request.clone());
         creators.spawn(async move {
             let mut created = Vec::new();
             for _ in 0..MANY / CREATORS {
-                let (key, _) = admin.create(new_key(TENANT, &["jobs:read"])).await;
-                created.push((key.revision, key.key_id));
+                let (key, plaintext) = admin.create(request.clone()).await;
+                let key_id = key.key_id;
+                created.push((key.revision, Made { key_id, plaintext }));
             }
             created
         });
@@ -132,7 +217,7 @@ async fn create_many(admin: &Client) -> BTreeMap<i64, String> {
 }
 
 /// Another administrator, who goes on creating keys until it is stopped.
-struct Others {
+pub struct Others {
     /// How many it has created.
     count: watch::Receiver<usize>,
     /// Ends with the ids of what it has created, when nobody counts any more.
@@ -140,12 +225,12 @@ struct Others {
 }
 
 impl Others {
-    fn start(admin: Client) -> Self {
+    pub fn start(admin: Client, request: CreateKeyRequest) -> Self {
         let (counter, count) = watch::channel(0);
         let creator = tokio::spawn(async move {
             let mut created = HashSet::new();
             while !counter.is_closed() {
-                let (key, _) = admin.issue(TENANT, &["jobs:read"]).await;
+                let (key, _) = admin.create(request.clone()).await;
                 created.insert(key.key_id);
                 counter.send_replace(created.len());
             }
@@ -155,13 +240,13 @@ impl Others {
     }
 
     /// Waits until it has created another key.
-    async fn one_more(&mut self) {
+    pub async fn one_more(&mut self) {
         self.count.mark_unchanged();
         self.count.changed().await.expect("it goes on creating");
     }
 
     /// Stops it, and gives the ids of all that it created.
-    async fn stop(self) -> HashSet<String> {
+    pub async fn stop(self) -> HashSet<String> {
         drop(self.count);
         self.creator.await.expect("it created what it was to")
     }

@@ -32,7 +32,8 @@ fn steps(readme: &str) -> Vec<Step> {
     steps
 }
 
-/// The text without what differs from run to run: keys, ids and times.
+/// The text without what differs from run to run: keys, ids and times, and whether a use is written
+/// already.
 fn settled(text: &str) -> String {
     let settle = |word: &str| match word {
         _ if word.starts_with("gk_") && word.len() > 60 => "<plaintext>".to_owned(),
@@ -41,41 +42,47 @@ fn settled(text: &str) -> String {
         _ if word.starts_with("20") && word.ends_with('Z') => "<time>".to_owned(),
         _ => word.to_owned(),
     };
+    let lines = text.split_inclusive('\n');
+    let text: String = lines.filter(|line| !line.contains("\"lastUsed")).collect();
     let words: Vec<_> = text.split('"').map(settle).collect();
     words.join("\"")
+}
+
+/// Runs all `sh` blocks of a page in one shell, as a reader would, on this server; each succeeds, and prints what the
+/// page shows if it shows something.
+pub fn prove_page(page: &str, server: &Gatekey) {
+    let steps = steps(page);
+    assert!(steps.iter().any(|step| step.shown.is_some()));
+    let mark = "--- the next step ---\n";
+    let commands: Vec<_> = steps.iter().map(|step| &*step.commands).collect();
+    let printed = shell(&commands.join(&format!("printf -- '{mark}'\n")), server);
+    let printed: Vec<_> = printed.split(mark).collect();
+    assert_eq!(printed.len(), steps.len());
+    for (step, printed) in steps.iter().zip(printed) {
+        if let Some(shown) = &step.shown {
+            assert_eq!(settled(printed), settled(shown), "{}", step.commands);
+        }
+    }
+}
+
+/// Runs commands written for a server at the usual address, in the folder of this one, with grpcurl on the path.
+pub fn shell(commands: &str, server: &Gatekey) -> String {
+    let commands = commands.replace("127.0.0.1:50051", &server.addr().to_string());
+    let grpcurl = tokio::task::block_in_place(grpcurl);
+    let tools = grpcurl.parent().expect("a tool is in a folder").display();
+    let path = format!("{tools}:{}", std::env::var("PATH").unwrap_or_default());
+    tokio::task::block_in_place(|| {
+        run(Command::new("bash")
+            .args(["-euc", &commands])
+            .env("PATH", path)
+            .current_dir(server.folder()))
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command_of_the_tour_prints_what_the_readme_says() {
     let server = Gatekey::sqlite().start().await;
-    let readme = include_str!("../../README.md");
-    let steps = steps(readme);
-    assert!(steps.iter().filter(|step| step.shown.is_some()).count() > 6);
-
-    // One shell for the whole tour, as a reader would have.
-    let mark = "--- the next step ---\n";
-    let tour: Vec<_> = steps.iter().map(|step| &*step.commands).collect();
-    let tour = tour.join(&format!("printf -- '{mark}'\n"));
-    let tour = tour.replace("127.0.0.1:50051", &server.addr().to_string());
-    let tools = grpcurl()
-        .parent()
-        .expect("a tool is in a folder")
-        .display()
-        .to_string();
-    let path = format!("{tools}:{}", std::env::var("PATH").unwrap_or_default());
-    let printed = tokio::task::block_in_place(|| {
-        run(Command::new("bash")
-            .args(["-euc", &tour])
-            .env("PATH", path)
-            .current_dir(server.folder()))
-    });
-
-    let printed: Vec<_> = printed.split(mark).collect();
-    assert_eq!(printed.len(), steps.len());
-    for (step, printed) in steps.iter().zip(printed) {
-        let shown = step.shown.as_deref().unwrap_or_default();
-        assert_eq!(settled(printed), settled(shown), "{}", step.commands);
-    }
+    prove_page(include_str!("../../README.md"), &server);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod life;
 mod message;
-mod search;
+pub mod search;
 
 use std::{fs, path::Path};
 
@@ -97,7 +97,7 @@ async fn live(setup: &Setup) -> Search {
 }
 
 /// All rows of all tables, as text: in PostgreSQL's own files a long value is compressed.
-async fn dump(inside: &mut Inside) -> TempDir {
+pub async fn dump(inside: &mut Inside) -> TempDir {
     let folder = TempDir::new().expect("a temporary folder");
     let tables = inside
         .texts(

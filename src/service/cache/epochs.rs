@@ -5,6 +5,11 @@
 use super::atomic::{AtomicI64, AtomicU32, Ordering};
 use crate::domain::{event::Touched, standing::Standing, token::KeyId};
 
+/// How many epochs there are at most: four for each key that there is room for. Two things that
+/// share one cost each other a reload, no more; one epoch is four bytes.
+const EPOCHS_MAX: usize = 1 << 20;
+const EPOCHS_A_KEY: usize = 4;
+
 /// What an entry was true at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
@@ -20,6 +25,8 @@ pub struct Ticket(u32);
 /// The epochs of everything, hashed into one table.
 pub(super) struct Epochs {
     table: Box<[AtomicU32]>,
+    /// What makes a hash a place in the table.
+    shift: u32,
     /// The newest revision whose change has advanced epochs, or is about to.
     announced: AtomicI64,
     /// How often the replicas were joined: an epoch of everything.
@@ -30,10 +37,12 @@ pub(super) struct Epochs {
 pub(super) const NEVER_JOINED: Ticket = Ticket(0);
 
 impl Epochs {
-    /// So many of them, a power of two.
-    pub(super) fn new(count: usize) -> Self {
+    pub(super) fn new(keys: usize) -> Self {
+        let epochs = keys.saturating_mul(EPOCHS_A_KEY).min(EPOCHS_MAX);
+        let epochs = epochs.next_power_of_two();
         Self {
-            table: (0..count).map(|_| AtomicU32::new(0)).collect(),
+            table: (0..epochs).map(|_| AtomicU32::new(0)).collect(),
+            shift: u32::BITS - epochs.ilog2(),
             announced: AtomicI64::new(0),
             joined: AtomicU32::new(0),
         }
@@ -42,9 +51,9 @@ impl Epochs {
     pub(super) fn apply(&self, revision: i64, touched: &Touched) {
         self.announced.fetch_max(revision, Ordering::SeqCst);
         match touched {
-            Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_place(*key))),
-            Touched::Owner { tenant, owner } => self.advance(owner_place(tenant, owner)),
-            Touched::Tenant(tenant) => self.advance(tenant_place(tenant)),
+            Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_hash(*key))),
+            Touched::Owner { tenant, owner } => self.advance(owner_hash(tenant, owner)),
+            Touched::Tenant(tenant) => self.advance(tenant_hash(tenant)),
         }
     }
 
@@ -66,9 +75,9 @@ impl Epochs {
         head: i64,
         ticket: Ticket,
     ) -> (Stamp, bool) {
-        let owner = owner_place(standing.tenant_id(), standing.owner_id());
-        let tenant = tenant_place(standing.tenant_id());
-        let sum = self.sum(key_place(id), owner, tenant);
+        let owner = owner_hash(standing.tenant_id(), standing.owner_id());
+        let tenant = tenant_hash(standing.tenant_id());
+        let sum = self.sum(key_hash(id), owner, tenant);
         // After the epochs: a change that they show has been announced by now.
         let current = self.announced.load(Ordering::SeqCst) <= head;
         let joined = ticket != NEVER_JOINED && ticket == self.ticket();
@@ -76,35 +85,35 @@ impl Epochs {
     }
 
     pub(super) fn counts(&self, id: KeyId, stamp: Stamp) -> bool {
-        self.sum(key_place(id), stamp.owner, stamp.tenant) == stamp.sum
+        self.sum(key_hash(id), stamp.owner, stamp.tenant) == stamp.sum
     }
 
     fn sum(&self, key: u32, owner: u32, tenant: u32) -> u32 {
         [key, owner, tenant]
             .into_iter()
-            .map(|place| self.at(place).load(Ordering::SeqCst))
+            .map(|hash| self.epoch(hash).load(Ordering::SeqCst))
             .fold(self.joined.load(Ordering::SeqCst), u32::wrapping_add)
     }
 
-    fn advance(&self, place: u32) {
-        self.at(place).fetch_add(1, Ordering::SeqCst);
+    fn advance(&self, hash: u32) {
+        self.epoch(hash).fetch_add(1, Ordering::SeqCst);
     }
 
-    fn at(&self, place: u32) -> &AtomicU32 {
-        &self.table[place as usize & (self.table.len() - 1)]
+    fn epoch(&self, hash: u32) -> &AtomicU32 {
+        &self.table[(hash >> self.shift) as usize]
     }
 }
 
 /// An id is random already: half of it, multiplied to fill the upper bits.
-fn key_place(id: KeyId) -> u32 {
+fn key_hash(id: KeyId) -> u32 {
     fold(id.low_bits().wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-fn owner_place(tenant: &str, owner: &str) -> u32 {
+fn owner_hash(tenant: &str, owner: &str) -> u32 {
     hashed(&[tenant, "\0", owner])
 }
 
-fn tenant_place(tenant: &str) -> u32 {
+fn tenant_hash(tenant: &str) -> u32 {
     hashed(&[tenant])
 }
 
@@ -116,7 +125,7 @@ fn hashed(parts: &[&str]) -> u32 {
     }))
 }
 
-/// The upper half, which is the best mixed; the table takes as much of it as it has places.
 fn fold(mixed: u64) -> u32 {
+    // The upper bits are the best mixed ones.
     u32::try_from(mixed >> 32).unwrap_or_default()
 }

@@ -44,7 +44,7 @@ impl World {
         let world = Self {
             head: AtomicI64::new(head),
             // Few, as each costs loom time; a shared one only makes an entry count less.
-            epochs: Epochs::new(4),
+            epochs: Epochs::new(1),
             entry: Mutex::new(None),
         };
         world.epochs.clear(head);

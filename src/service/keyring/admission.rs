@@ -8,7 +8,7 @@ use crate::{
         tenant::{OnLimit, Rule, Tenant},
         token::KeyId,
     },
-    service::refused::Refused,
+    service::refused::{Refused, obey},
     store::Mutation,
 };
 
@@ -20,33 +20,33 @@ pub(super) async fn admit_new(
     tenant: &Tenant,
     new: &Key,
 ) -> Result<Vec<KeyId>, Refused> {
-    tenant.admit_scopes(&new.scopes)?;
+    let (now, limit) = (new.created_at, tenant.max_active_keys_per_owner);
     let owner = mutation.find_owner(&new.tenant_id, &new.owner_id).await?;
-    tenant.admit_owner(owner.as_ref())?;
-    let limit = tenant.max_active_keys_per_owner;
-    if limit == 0 {
-        return Ok(Vec::new());
+    let mut oldest = Vec::new();
+    if limit > 0 {
+        oldest = mutation
+            .list_living(&new.tenant_id, Some(&new.owner_id), now)
+            .await?;
+        oldest.truncate((oldest.len() + 1).saturating_sub(limit as usize));
     }
-    let now = new.created_at;
-    let mut living = mutation
-        .list_living(&new.tenant_id, Some(&new.owner_id), now)
-        .await?;
-    let over = (living.len() + 1).saturating_sub(limit as usize);
-    if over > 0 && tenant.on_limit == OnLimit::Reject {
-        return Err(Rule::MaxActiveKeysPerOwner(limit).into());
-    }
-    living.truncate(over);
-    for id in &living {
-        let mut oldest = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
-        oldest.revoked = Some(Revocation {
+    let room = oldest.is_empty() || tenant.on_limit == OnLimit::ReplaceOldest;
+    obey([
+        tenant.admit_expiry(now, new.expires_at),
+        tenant.admit_scopes(&new.scopes),
+        tenant.admit_owner(owner.as_ref()),
+        room.then_some(()).ok_or(Rule::MaxActiveKeysPerOwner(limit)),
+    ])?;
+    for id in &oldest {
+        let mut replaced = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
+        replaced.revoked = Some(Revocation {
             at: now,
             by: caller.actor.clone(),
             reason: format!("replaced by {}", new.key_id),
         });
-        oldest.revision = new.revision;
-        mutation.update_key(&oldest).await?;
+        replaced.revision = new.revision;
+        mutation.update_key(&replaced).await?;
     }
-    Ok(living)
+    Ok(oldest)
 }
 
 /// Whether a key can have a successor.

@@ -24,9 +24,9 @@ use crate::{
     },
     service::{
         fault::Fault,
-        refused::{Refused, authorize},
+        refused::{Refused, authorize, obey},
     },
-    store::KeyQuery,
+    store::{KeyQuery, Listed},
 };
 
 /// How many keys an event names: its readers take messages of 4 MiB. Which keys the others were is
@@ -122,7 +122,7 @@ impl Keyring {
         let tenant = tenant_in(&mut *mutation, &new.tenant_id).await?;
         let wanted = new.lifetime.map(|lifetime| lifetime.from(now));
         let key = Key {
-            expires_at: tenant.expiry(now, wanted)?,
+            expires_at: tenant.expiry(now, wanted),
             key_id: minted.key_id,
             tenant_id: new.tenant_id,
             owner_id: new.owner_id,
@@ -139,6 +139,7 @@ impl Keyring {
             revoked: None,
             rotated_from: None,
             rotated_to: None,
+            last_used: None,
             hash_version: HASH_VERSION.to_owned(),
             created_revision: mutation.revision(),
             revision: mutation.revision(),
@@ -185,7 +186,6 @@ impl Keyring {
             Some(lifetime) => Some(lifetime.from(now)),
             None => old.expires_at.map(|at| now.after(at.since(old.created_at))),
         };
-        rules.admit_expiry(now, wanted)?;
 
         let new = Key {
             key_id: minted.key_id,
@@ -194,6 +194,7 @@ impl Keyring {
             created_by: caller.actor.clone(),
             expires_at: wanted,
             rotated_from: Some(old.key_id),
+            last_used: None,
             created_revision: mutation.revision(),
             revision: mutation.revision(),
             ..old.clone()
@@ -241,11 +242,11 @@ impl Keyring {
             return Err(Refused::KeyRevoked);
         }
         let rules = tenant_in(&mut *mutation, &key.tenant_id).await?;
-        if let Some(scopes) = &patch.scopes {
-            rules.admit_scopes(scopes)?;
-        }
+        obey([
+            (patch.scopes.as_ref()).map_or(Ok(()), |scopes| rules.admit_scopes(scopes)),
+            (patch.expires_at).map_or(Ok(()), |at| rules.admit_expiry(key.created_at, at)),
+        ])?;
         if let Some(expiry) = patch.expires_at {
-            rules.admit_expiry(key.created_at, expiry)?;
             admit_extension(&key, expiry)?;
             admit_revival(&mut *mutation, &rules, &key, self.clock.now()).await?;
         }
@@ -369,20 +370,7 @@ impl Keyring {
         admit_key(self.store.find_key(id).await?, caller, tenant, action)
     }
 
-    /// A key that was found by its plaintext.
-    ///
-    /// # Errors
-    /// Those of every call.
-    pub fn admit_found(
-        &self,
-        caller: &Caller,
-        tenant: Option<&str>,
-        found: Option<Key>,
-    ) -> Result<Key, Refused> {
-        admit_key(found, caller, tenant, Action::KeysLookup)
-    }
-
-    /// A tenant's keys, newest first.
+    /// A tenant's keys, newest first. There may be more than were looked for.
     ///
     /// # Errors
     /// Those of every call.
@@ -391,16 +379,16 @@ impl Keyring {
         caller: &Caller,
         query: &KeyQuery,
         page: &Page,
-    ) -> Result<Vec<Key>, Refused> {
+    ) -> Result<Listed, Refused> {
         authorize(caller, &query.tenant_id, Action::KeysList)?;
-        let keys = self.store.list_keys(query, self.clock.now(), page).await?;
-        if keys.is_empty() {
+        let listed = self.store.list_keys(query, self.clock.now(), page).await?;
+        if listed.keys.is_empty() {
             self.store
                 .find_tenant(&query.tenant_id)
                 .await?
                 .ok_or(Refused::NoTenant)?;
         }
-        Ok(keys)
+        Ok(listed)
     }
 }
 

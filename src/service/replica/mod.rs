@@ -11,10 +11,16 @@
 mod others;
 mod wait;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use thiserror::Error;
-use tokio::time;
+use tokio::{sync::Notify, time};
 use tracing::{error, info, warn};
 
 use self::others::Others;
@@ -45,6 +51,10 @@ pub struct Replica {
     id: String,
     lease: Duration,
     faults: Faults,
+    /// Up to which revision memory is true.
+    applied: AtomicI64,
+    /// Wakes it for a change made here.
+    nudge: Notify,
     others: Others,
 }
 
@@ -92,6 +102,8 @@ impl Replica {
             lease,
             faults: cache.faults(),
             cache,
+            applied: AtomicI64::new(0),
+            nudge: Notify::new(),
             others: Others::default(),
         }
     }
@@ -138,6 +150,7 @@ impl Replica {
             match self.in_time(self.store.join(&self.id, self.lease)).await {
                 Ok(head) => {
                     self.cache.clear(head);
+                    self.applied.store(head, Ordering::SeqCst);
                     if self.faults.has(Fault::JoinGrants) {
                         self.cache.lease().grant(asked + self.lease);
                     }
@@ -184,21 +197,28 @@ impl Replica {
                 }
             }
             let wait = LOOK_EVERY.min(self.lease / RENEWALS);
-            // A hint may come again and again from a store that answers nothing else.
-            let hinted = async {
-                if silent {
-                    std::future::pending::<()>().await;
-                } else {
-                    self.store.hinted().await;
+            let woken = async {
+                tokio::select! {
+                    biased;
+                    () = self.nudge.notified() => {}
+                    () = self.store.hinted() => {}
                 }
             };
-            let _ = time::timeout(wait, hinted).await;
+            if silent {
+                // Whatever may wake it: that is no reason to ask again and again.
+                time::sleep(wait).await;
+            } else {
+                let _ = time::timeout(wait, woken).await;
+            }
         }
     }
 
     /// Applies what is new, and says so; renews the lease when it is time to.
     async fn turn(&self, progress: &mut Progress) -> Result<(), Stop> {
-        self.apply_batch(progress).await?;
+        let followed = self.apply_batch(progress).await;
+        if !self.faults.has(Fault::NoFence) {
+            followed?;
+        }
         let since = progress
             .renewed
             .map(|at| self.clock.uptime().saturating_sub(at));
@@ -260,6 +280,7 @@ impl Replica {
             }
             self.cache.apply(event.revision, &event.change.touched());
             progress.applied = event.revision;
+            self.applied.store(event.revision, Ordering::SeqCst);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The wait of who has narrowed what a key may do, until no replica answers by what was before.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time;
 
@@ -44,6 +44,7 @@ impl Replica {
             lease: self.lease.max(self.others.longest_lease()),
         };
         let mut pause = FIRST_LOOK;
+        self.nudge.notify_one();
         loop {
             let left = self.left(committed, patience);
             if let Some(seen) = self.look(revision, left).await {
@@ -83,8 +84,12 @@ impl Replica {
         let members = time::timeout(patience, self.store.members()).await.ok()?;
         let members = members.ok()?;
         self.others.note_leases(&members);
-        // This one has applied its own change before it waits.
-        let behind = |member: &&Member| member.applied < revision && member.id != self.id;
+        // What this one has applied it knows without having written it.
+        let own = self.applied.load(Ordering::SeqCst);
+        let behind = |member: &&Member| {
+            let own = if member.id == self.id { own } else { 0 };
+            member.applied.max(own) < revision
+        };
         let behind: Vec<_> = members.iter().filter(behind).collect();
         Some(Behind {
             count: u32::try_from(behind.len()).unwrap_or(u32::MAX),

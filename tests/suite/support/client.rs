@@ -1,11 +1,13 @@
 //! A caller of gatekey: all four services over one connection, with one credential.
 
+use std::{net::SocketAddr, time::Duration};
+
 use gatekey::grpc::proto::{
-    CreateKeyRequest, CreateKeyResponse, Key, Owner, PutOwnerRequest, PutTenantRequest, Reason,
-    RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest, ValidateResponse,
-    event_service_client::EventServiceClient, key_service_client::KeyServiceClient,
-    owner_service_client::OwnerServiceClient, tenant_service_client::TenantServiceClient,
-    validate_request::Credential,
+    CreateKeyRequest, CreateKeyResponse, Enforcement, Key, Owner, PutOwnerRequest,
+    PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest,
+    ValidateResponse, event_service_client::EventServiceClient,
+    key_service_client::KeyServiceClient, owner_service_client::OwnerServiceClient,
+    tenant_service_client::TenantServiceClient, validate_request::Credential,
 };
 use tonic::{
     Request, Status,
@@ -15,7 +17,10 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-use super::Gatekey;
+use super::{Gatekey, stored::Stored};
+
+/// How long a connection may take to be made, where it is made again by itself.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
 
 type Authorized = InterceptedService<Channel, Bearer>;
 
@@ -62,6 +67,14 @@ impl Gatekey {
 }
 
 impl Client {
+    /// A caller of whoever listens there, connected when it calls, and again when the connection is lost.
+    pub fn lazy(addr: SocketAddr, credential: &str) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"));
+        let endpoint = endpoint.expect("an address is a URL");
+        let channel = endpoint.connect_timeout(CONNECT_PATIENCE).connect_lazy();
+        Self::over(channel, Some(credential))
+    }
+
     fn over(channel: Channel, credential: Option<&str>) -> Self {
         let value = credential.map(|credential| {
             let value = format!("Bearer {credential}").parse();
@@ -125,6 +138,26 @@ impl Client {
         answer.expect("the key is revoked").into_inner()
     }
 
+    /// Revokes a key that was stored past gatekey, within this time if one is given.
+    pub async fn revoke_stored(
+        &self,
+        key: &Stored,
+        patience: Option<Duration>,
+    ) -> Result<Enforcement, Status> {
+        let mut request = Request::new(RevokeKeyRequest {
+            tenant_id: "default".to_owned(),
+            key_id: key.key_id.clone(),
+            reason: String::new(),
+        });
+        if let Some(patience) = patience {
+            request.set_timeout(patience);
+        }
+        let answer = self.keys.clone().revoke_key(request).await?.into_inner();
+        Ok(answer
+            .enforcement
+            .expect("every change says whether it is enforced"))
+    }
+
     /// Puts a tenant, and must succeed.
     pub async fn put_tenant(&self, tenant: Tenant) -> Tenant {
         let request = PutTenantRequest {
@@ -141,6 +174,15 @@ impl Client {
         let answer = self.owners.clone().put_owner(request).await;
         let answer = answer.expect("the owner is put").into_inner();
         answer.owner.expect("an owner")
+    }
+}
+
+/// The key without its last use, which comes by itself within seconds.
+pub fn unused(key: Key) -> Key {
+    Key {
+        last_used_at: None,
+        last_used_ip: String::new(),
+        ..key
     }
 }
 

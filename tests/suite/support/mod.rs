@@ -8,8 +8,11 @@
 )]
 
 pub mod client;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
+pub mod stored;
 pub mod tool;
 
 pub use client::Client;

@@ -7,6 +7,7 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::{fs::chown, process::CommandExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,16 +18,40 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::tool;
 
-/// Runs `$2...` until the pipe on stdin says `keep` or closes. stderr is given up so that its end is PostgreSQL's end;
-/// the signal is repeated because a server that is only just starting does not hear it yet.
+/// Runs `$2...` until the pipe on stdin says a signal's name or closes. stderr is given up so that its end is
+/// PostgreSQL's end; the signal is repeated because a server that is only just starting does not hear it yet.
 const GUARD: &str = r#"
     folder=$1; shift
     "$@" &
     exec 2>/dev/null
-    read -r order
-    while kill -QUIT $!; do sleep 0.05; done
-    [ "$order" = keep ] || rm -rf "$folder"
+    read -r signal
+    while kill -"${signal:-QUIT}" $!; do sleep 0.05; done
+    [ "$signal" ] || rm -rf "$folder"
 "#;
+
+/// Starts a program in this folder, which is removed with it, under a guard. To close the guard's stdin ends both.
+pub fn guarded(folder: &Path, words: &[String]) -> Child {
+    Command::new("sh")
+        .args(["-c", GUARD, "guard"])
+        .arg(folder)
+        .args(words)
+        .current_dir(folder)
+        .process_group(0) // Ctrl-C is for the tests; the guard hears of it by the pipe
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("sh is on the PATH")
+}
+
+/// How PostgreSQL is stopped; the names are its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// As a crash would: no checkpoint, connections cut.
+    Immediate,
+    /// In order, but waits for nobody: transactions are undone, connections told.
+    Fast,
+}
 
 /// A PostgreSQL server with its data; stopped and removed on drop.
 pub struct Cluster {
@@ -55,9 +80,18 @@ impl Cluster {
 
     /// Stops the server at once, as a crash would: no checkpoint, connections cut. The data stays.
     pub fn stop(&self) {
+        self.stop_as(Stop::Immediate);
+    }
+
+    /// Stops the server in this way. The data stays.
+    pub fn stop_as(&self, how: Stop) {
         let mut guard = self.guard().take().expect("the cluster was running");
         let mut pipe = guard.stdin.take().expect("the guard's stdin is a pipe");
-        pipe.write_all(b"keep\n").expect("the guard is reading");
+        let signal: &[u8] = match how {
+            Stop::Immediate => b"QUIT\n",
+            Stop::Fast => b"INT\n",
+        };
+        pipe.write_all(signal).expect("the guard is reading");
         guard.wait().expect("the guard is our child");
     }
 
@@ -70,6 +104,11 @@ impl Cluster {
     /// The address of one of its databases; `postgres` always exists.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Where it takes TCP connections.
+    pub fn addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// The folder that holds the server's Unix socket.
@@ -129,28 +168,18 @@ impl Cluster {
     fn launch(&self) -> Result<(), String> {
         let mut running = self.guard();
         assert!(running.is_none(), "the cluster is running already");
-        let mut guard = Command::new("sh")
-            .args(["-c", GUARD, "guard"])
-            .arg(&self.folder)
-            .args(self.as_account("postgres"))
-            .args(["-D", "data", "-p", &self.port.to_string()])
-            .args(["-c", "listen_addresses=127.0.0.1"])
-            .args(["-c", "max_connections=300"])
-            .arg("-k")
-            .arg(&self.folder)
-            .current_dir(&self.folder)
-            .process_group(0) // Ctrl-C is for the tests; the guard hears of it by the pipe
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("sh is on the PATH");
+        let mut words = self.as_account("postgres");
+        words.extend(["-D", "data", "-c", "listen_addresses=127.0.0.1"].map(String::from));
+        words.extend(["-c", "max_connections=300", "-p"].map(String::from));
+        words.extend([self.port.to_string(), "-k".to_owned()]);
+        words.push(self.folder.display().to_string());
+        let mut guard = guarded(&self.folder, &words);
 
         let mut stderr = BufReader::new(guard.stderr.take().expect("stderr is a pipe"));
         let mut log = String::new();
         while !log.contains("ready to accept connections") {
             if stderr.read_line(&mut log).expect("PostgreSQL logs UTF-8") == 0 {
-                writeln!(guard.stdin.take().expect("stdin is a pipe"), "keep").ok();
+                writeln!(guard.stdin.take().expect("stdin is a pipe"), "QUIT").ok();
                 guard.wait().expect("the guard is our child");
                 return Err(log);
             }
@@ -166,7 +195,7 @@ impl Cluster {
         let program = self.binaries.join(program).display().to_string();
         match &self.account {
             None => vec![program],
-            Some(Account { user, group }) => vec![
+            Some(Account { user, group, .. }) => vec![
                 "setpriv".into(),
                 format!("--reuid={user}"),
                 format!("--regid={group}"),
@@ -190,14 +219,16 @@ impl Drop for Cluster {
     }
 }
 
-/// Whom PostgreSQL runs as when we are root, as whom it refuses to run.
-struct Account {
+/// Whom PostgreSQL and its pooler run as when we are root, as whom they refuse to run.
+pub struct Account {
+    pub name: &'static str,
     user: u32,
     group: u32,
 }
 
 impl Account {
-    fn needed() -> Option<Account> {
+    /// One that is not root's; none when we are not root.
+    pub fn needed() -> Option<Account> {
         if !rustix::process::geteuid().is_root() {
             return None;
         }
@@ -207,6 +238,7 @@ impl Account {
         };
         let account = |name| {
             Some(Account {
+                name,
                 user: id("-u", name)?,
                 group: id("-g", name)?,
             })
@@ -214,7 +246,7 @@ impl Account {
         let found = account("postgres").or_else(|| account("nobody"));
         assert!(
             found.is_some(),
-            "PostgreSQL does not run as root, and there is no user postgres or nobody"
+            "this does not run as root, and there is no user postgres or nobody"
         );
         found
     }
@@ -258,6 +290,12 @@ impl Database {
         Database {
             url: cluster.url(&name),
         }
+    }
+
+    /// The same database at another address: of a proxy or a pooler.
+    pub fn url_at(&self, addr: SocketAddr) -> String {
+        let (_, name) = self.url.rsplit_once('/').expect("it names a database");
+        format!("postgres://postgres@{addr}/{name}")
     }
 
     /// `postgres://postgres@127.0.0.1:PORT/NAME`

