@@ -6,6 +6,7 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
@@ -27,6 +28,7 @@ use tower::Layer as _;
 use super::{
     Doors, MESSAGE_MAX,
     answer::{Answer, Codec},
+    calls::{Call, Counted},
     complete::complete,
     ending::Ending,
     proto::ValidateRequest,
@@ -34,6 +36,7 @@ use super::{
     trace::{Trace, TraceLayer},
     unary::{self, Read, Reply},
 };
+use crate::meter::{Page, Tell};
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
 
@@ -99,20 +102,25 @@ where
             return Box::pin(async move {
                 let answer = match unary::read(request).await {
                     Read::Message(request) => {
-                        unary::write(doors.answer_validate(request, peer).await)
+                        let work = doors.answer_validate(request, peer);
+                        unary::write(doors.calls.decide(work).await)
                     }
                     // Apart, so that the usual one has little to carry.
                     Read::Other(request) => {
                         let mut grpc =
                             Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
+                        let doors = Arc::clone(&doors);
                         let validate = Validate { doors, peer };
                         let answer = Box::pin(grpc.unary(validate, request)).await;
                         answer.map(Reply::tonic)
                     }
                 };
-                Ok(complete(answer))
+                let answer = complete(answer);
+                doors.calls.count_undecided(answer.headers());
+                Ok(answer)
             });
         }
+        let mut call = Call::begin(&self.house.doors, request.uri().path());
         // Of health and reflection; those of events end by themselves.
         let endless = request.uri().path().starts_with("/grpc.");
         let stop = self.house.doors.stop.clone();
@@ -132,13 +140,23 @@ where
                 Err(_) => status::stopping().into_http(),
             };
             let answer = complete(answer);
-            Ok(if endless {
-                answer
-                    .map(|body| Reply::tonic(Body::new(Ending::new(body, stop.cancelled_owned()))))
-            } else {
-                answer.map(Reply::tonic)
-            })
+            call.look(answer.headers());
+            Ok(answer.map(|body| {
+                let body = if endless {
+                    Body::new(Ending::new(body, stop.cancelled_owned()))
+                } else {
+                    body
+                };
+                Reply::tonic(Body::new(Counted::new(body, call)))
+            }))
         })
+    }
+}
+
+impl Tell for House {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.doors.calls.tell(page)?;
+        self.doors.validator.tell(page)
     }
 }
 
@@ -153,6 +171,9 @@ impl UnaryService<ValidateRequest> for Validate {
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
         let (doors, peer) = (Arc::clone(&self.doors), self.peer);
-        Box::pin(async move { Ok(Response::new(doors.answer_validate(request, peer).await?)) })
+        Box::pin(async move {
+            let work = doors.answer_validate(request, peer);
+            Ok(Response::new(doors.calls.decide(work).await?))
+        })
     }
 }

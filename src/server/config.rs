@@ -60,6 +60,17 @@ pub struct Config {
     #[arg(long, env = "GATEKEY_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT", value_parser = parse_address, global = true)]
     pub listen: SocketAddr,
 
+    /// The address that Prometheus reads `/metrics` from; `off` turns it off
+    #[arg(
+        long,
+        env = "GATEKEY_METRICS_LISTEN",
+        default_value = "127.0.0.1:9464",
+        value_name = "ADDRESS:PORT",
+        value_parser = parse_metrics_address,
+        global = true
+    )]
+    pub metrics_listen: MetricsListen,
+
     /// The store: `sqlite://<file>` or `postgres://<user>@<host>/<database>`
     #[arg(
         long,
@@ -138,6 +149,13 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// Where metrics are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MetricsListen {
+    At(SocketAddr),
+    Off,
+}
+
 /// Who may call Validate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ValidateAuth {
@@ -196,6 +214,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("listen", &self.listen)
+            .field("metrics_listen", &self.metrics_listen)
             .field("database_url", &self.shown_database_url())
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
@@ -283,6 +302,14 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
         .ok()
         .and_then(|mut addresses| addresses.next());
     resolved.ok_or_else(|| "must be an address and a port, such as 127.0.0.1:50051".to_owned())
+}
+
+fn parse_metrics_address(text: &str) -> Result<MetricsListen, String> {
+    if text == "off" {
+        return Ok(MetricsListen::Off);
+    }
+    let address = parse_address(text).map(MetricsListen::At);
+    address.map_err(|_| "must be an address and a port, such as 127.0.0.1:9464, or off".to_owned())
 }
 
 fn parse_span(text: &str) -> Result<Duration, String> {

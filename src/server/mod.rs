@@ -5,6 +5,7 @@
 pub mod config;
 pub mod health;
 mod keyfile;
+mod metrics;
 mod telemetry;
 mod workers;
 
@@ -17,20 +18,22 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::{
-    config::{Config, ValidateAuth},
+    config::{Config, MetricsListen, ValidateAuth},
     health::Readiness,
     keyfile::KeyFiles,
+    metrics::Process,
     telemetry::{Telemetry, TelemetryError},
     workers::Workers,
 };
 use crate::{
-    domain::clock::SystemClock,
-    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
+    domain::clock::{Clock as _, SystemClock},
+    grpc::{Calls, DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
+    meter::{Tell, Told},
     service::{
         cache::Cache,
         fault::Faults,
@@ -96,6 +99,7 @@ pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartE
 }
 
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
+    let started = SystemClock.now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -115,8 +119,12 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = bind(config).await?;
+    let listener = bind("GATEKEY_LISTEN", config.listen).await?;
     let listen = listener.local_addr()?;
+    let metrics = match config.metrics_listen {
+        MetricsListen::At(address) => Some(bind("GATEKEY_METRICS_LISTEN", address).await?),
+        MetricsListen::Off => None,
+    };
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
@@ -146,14 +154,21 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let (usage, writing) = Usage::start(Arc::clone(&store));
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
-        validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
+        validator: Validator::new(
+            Arc::clone(&store),
+            Arc::clone(&secrets),
+            Arc::clone(&cache),
+            clock.clone(),
+            repepper,
+        ),
         log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
         keyring,
         replica: Arc::clone(&replica),
-        usage,
+        usage: Arc::clone(&usage),
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
+        calls: Calls::default(),
         stop: stop.clone(),
     };
 
@@ -162,8 +177,23 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
     let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
     let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
+    let metrics_listen = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
+    let telling = metrics.map(|listener| {
+        let told = Told::new(vec![
+            Arc::new(Process { started }),
+            Arc::new(house),
+            cache,
+            secrets,
+            Arc::clone(&store) as Arc<dyn Tell>,
+            Arc::clone(&replica) as Arc<dyn Tell>,
+            usage,
+            workers.connections(),
+        ]);
+        AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, told)))
+    });
     info!(
         listen = %listen,
+        metrics = metrics_listen.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
@@ -186,6 +216,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cut.cancel();
         ended.await.map_err(io::Error::other)?;
     }
+    drop(telling);
     // Nobody is answered any more: nobody is to wait for this replica.
     following.abort();
     let _ = following.await;
@@ -218,12 +249,12 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
-/// Takes the port.
-async fn bind(config: &Config) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(config.listen).await;
+/// Takes a port.
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
     bound.map_err(|error| StartError::Setting {
-        variable: "GATEKEY_LISTEN",
-        value: config.listen.to_string(),
+        variable,
+        value: address.to_string(),
         why: error.to_string(),
     })
 }

@@ -18,7 +18,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{OpenError, Store, text};
+use super::{OpenError, Store, measured::Measured, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -79,13 +79,13 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .acquire_timeout(PATIENCE)
         .connect_with(reader)
         .await?;
-    Ok(Arc::new(sql::SqlStore {
+    Ok(Arc::new(Measured::new(sql::SqlStore {
         reader,
         writer,
         pulse,
         hints: Hints,
         lock: Some(lock),
-    }))
+    })))
 }
 
 /// There is nobody to tell.
