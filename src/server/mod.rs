@@ -175,7 +175,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
     let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
-    let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
+    let house = House::new(doors, others, TraceLayer::new(telemetry.tracing()));
     let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
     let metrics_listen = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
     let telling = metrics.map(|listener| {

@@ -79,7 +79,7 @@ pub fn prometheus() -> [Vec<String>; 2] {
     };
     let folder = fetch(
         "prometheus-debian13",
-        |folder| debian13(folder, &["prometheus", "libc6"]),
+        |folder| debian13(folder, &["prometheus", "promtool", "libc6"]),
         |folder| {
             for words in words(folder) {
                 run(Command::new(&words[0]).args(&words[1..]).arg("--version"));
