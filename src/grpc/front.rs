@@ -6,7 +6,7 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -32,6 +32,7 @@ use super::{
     proto::ValidateRequest,
     status,
     trace::{Trace, TraceLayer},
+    unary::{self, Read, Reply},
 };
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
@@ -81,10 +82,10 @@ pub struct Front {
 
 impl<B> Service<http::Request<B>> for Front
 where
-    B: HttpBody<Data = prost::bytes::Bytes> + Send + 'static,
+    B: HttpBody<Data = prost::bytes::Bytes> + Unpin + Send + 'static,
     B::Error: Into<StdError> + Send,
 {
-    type Response = http::Response<Body>;
+    type Response = http::Response<Reply>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Infallible>;
 
@@ -94,12 +95,23 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         if request.uri().path() == VALIDATE {
-            let validate = Validate {
-                doors: Arc::clone(&self.house.doors),
-                peer: self.peer,
-            };
-            let mut grpc = Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
-            return Box::pin(async move { Ok(complete(grpc.unary(validate, request).await)) });
+            let (doors, peer) = (Arc::clone(&self.house.doors), self.peer.ip());
+            return Box::pin(async move {
+                let answer = match unary::read(request).await {
+                    Read::Message(request) => {
+                        unary::write(doors.answer_validate(request, peer).await)
+                    }
+                    // Apart, so that the usual one has little to carry.
+                    Read::Other(request) => {
+                        let mut grpc =
+                            Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
+                        let validate = Validate { doors, peer };
+                        let answer = Box::pin(grpc.unary(validate, request)).await;
+                        answer.map(Reply::tonic)
+                    }
+                };
+                Ok(complete(answer))
+            });
         }
         // Of health and reflection; those of events end by themselves.
         let endless = request.uri().path().starts_with("/grpc.");
@@ -121,9 +133,10 @@ where
             };
             let answer = complete(answer);
             Ok(if endless {
-                answer.map(|body| Body::new(Ending::new(body, stop.cancelled_owned())))
-            } else {
                 answer
+                    .map(|body| Reply::tonic(Body::new(Ending::new(body, stop.cancelled_owned()))))
+            } else {
+                answer.map(Reply::tonic)
             })
         })
     }
@@ -131,7 +144,7 @@ where
 
 struct Validate {
     doors: Arc<Doors>,
-    peer: SocketAddr,
+    peer: IpAddr,
 }
 
 impl UnaryService<ValidateRequest> for Validate {
@@ -139,7 +152,7 @@ impl UnaryService<ValidateRequest> for Validate {
     type Future = BoxFuture<Response<Answer>, Status>;
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
-        let (doors, peer) = (Arc::clone(&self.doors), self.peer.ip());
+        let (doors, peer) = (Arc::clone(&self.doors), self.peer);
         Box::pin(async move { Ok(Response::new(doors.answer_validate(request, peer).await?)) })
     }
 }

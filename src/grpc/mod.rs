@@ -19,6 +19,7 @@ mod redact;
 mod status;
 mod tenants;
 pub mod trace;
+mod unary;
 mod validate;
 
 pub use front::{Front, House};

@@ -187,9 +187,15 @@ impl From<StoreError> for Status {
         // Here it is handled, and so here it is logged, with the driver's own words.
         warn!(error = &error as &dyn Error, "the store failed");
         match error {
-            StoreError::Unavailable(_) => {
+            StoreError::Unavailable(_) | StoreError::Interrupted(_) => {
                 retry_later(Code::Unavailable, "STORE_UNAVAILABLE", &error.to_string())
             }
+            StoreError::Unknown(_) => retry_later(
+                Code::Unavailable,
+                "OUTCOME_UNKNOWN",
+                "the change may or may not have been made: repeat the call to be sure (CreateKey \
+                 with the same request_id)",
+            ),
             StoreError::Corrupt(_) => status(Code::Internal, "STORE_CORRUPT", &error.to_string()),
         }
     }

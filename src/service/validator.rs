@@ -169,21 +169,40 @@ impl Validator {
     /// What is known of a presented key, once its secret is proven. `None`: there is no such key,
     /// or the secret is wrong; both take the same work.
     async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
-        let id = presented.id();
         let mac = self.secrets.memory_mac(presented);
-        let entry = match self.cache.get(id, &*self.clock) {
-            Some(entry) => Some(entry),
-            None => match in_time(self.cache.look(id, &*self.clock)).await? {
-                Look::Hit(entry) => Some(entry),
-                Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
-                    Found::Proven(entry) => return Ok(Some(entry)),
-                    Found::Wrong => return Ok(None),
-                    Found::Unproven(entry) => entry,
-                },
+        match self.cache.get(presented.id(), &*self.clock) {
+            Some(entry) => self.recognize(presented, &mac, Some(entry)).await,
+            // Apart, so that a hit, which awaits nothing, has little to carry.
+            None => Box::pin(self.find(presented, mac)).await,
+        }
+    }
+
+    /// The same for a key that is not in memory, or not yet.
+    async fn find(
+        &self,
+        presented: Presented<'_>,
+        mac: [u8; 32],
+    ) -> Result<Option<Arc<Entry>>, Undecided> {
+        let look = self.cache.look(presented.id(), &*self.clock);
+        let entry = match in_time(look).await? {
+            Look::Hit(entry) => Some(entry),
+            Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
+                Found::Proven(entry) => return Ok(Some(entry)),
+                Found::Wrong => return Ok(None),
+                Found::Unproven(entry) => entry,
             },
         };
+        self.recognize(presented, &mac, entry).await
+    }
+
+    async fn recognize(
+        &self,
+        presented: Presented<'_>,
+        mac: &[u8; 32],
+        entry: Option<Arc<Entry>>,
+    ) -> Result<Option<Arc<Entry>>, Undecided> {
         let expected = entry.as_ref().map(|entry| &entry.mac);
-        let right = self.secrets.recognize(presented, &mac, expected).await?;
+        let right = self.secrets.recognize(presented, mac, expected).await?;
         Ok(entry.filter(|_| right))
     }
 

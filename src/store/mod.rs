@@ -15,7 +15,9 @@ mod warm;
 use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use sqlx::error::DatabaseError;
 use thiserror::Error;
+use tokio::time;
 
 use crate::domain::{
     caller::TenantSet,
@@ -38,6 +40,13 @@ pub enum StoreError {
     /// may or may not have been done.
     #[error("the store does not answer")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// It broke off while it answered, as it does when it restarts or hands over to another. It has
+    /// been tried again already, where that is safe.
+    #[error("the store broke off")]
+    Interrupted(#[source] Box<dyn Error + Send + Sync>),
+    /// It did not say whether it carried out a change.
+    #[error("the store did not say whether the change was made")]
+    Unknown(#[source] Box<dyn Error + Send + Sync>),
     /// It holds what this program would not have written.
     #[error("the store holds a value that cannot be read: {0}")]
     Corrupt(&'static str),
@@ -331,6 +340,14 @@ impl Engine {
     }
 }
 
+/// After how long what was broken off is tried again: a statement that a restart broke off finds a
+/// new connection, and a handing over takes a moment.
+const AGAIN_AFTER: [Duration; 3] = [
+    Duration::from_millis(5),
+    Duration::from_millis(50),
+    Duration::from_millis(250),
+];
+
 /// Opens the store that `url` names and brings its schema up to date.
 ///
 /// # Errors
@@ -349,9 +366,38 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::ColumnNotFound(_)
             | sqlx::Error::Decode(_)
             | sqlx::Error::RowNotFound => Self::Corrupt("a row"),
+            sqlx::Error::Io(_) => Self::Interrupted(error.into()),
+            sqlx::Error::Database(ref answer) if passes(&**answer) => {
+                Self::Interrupted(error.into())
+            }
             other => Self::Unavailable(other.into()),
         }
     }
+}
+
+/// Whether what the database says may be otherwise the next time, on a new connection.
+fn passes(answer: &dyn DatabaseError) -> bool {
+    // PostgreSQL's classes: 08 connection, 40 serialization and deadlocks, 57P it is stopping or
+    // starting; 25006 it is (now) read-only; 53300 too many connections.
+    answer.code().is_some_and(|code| {
+        ["08", "40", "57P", "25006", "53300"]
+            .iter()
+            .any(|class| code.starts_with(class))
+    })
+}
+
+/// Runs what changes nothing, again if it is broken off.
+async fn again<T, F>(run: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    for pause in AGAIN_AFTER {
+        match run().await {
+            Err(StoreError::Interrupted(_)) => time::sleep(pause).await,
+            answered => return answered,
+        }
+    }
+    run().await
 }
 
 impl From<sqlx::Error> for OpenError {
@@ -382,6 +428,33 @@ impl From<sqlx::migrate::MigrateError> for OpenError {
             MigrateError::VersionMissing(version) => Self::NewerSchema(version),
             MigrateError::Execute(error) => error.into(),
             other => Self::Migration(other.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_broken_off_is_tried_again_and_nothing_else() {
+        let broken_off = || StoreError::Interrupted("the connection was lost".into());
+        let silent = || StoreError::Unavailable("no answer".into());
+        // How often it is broken off, whether it is silent then, how often it is asked.
+        let cases = [(0, false, 1), (2, false, 3), (9, false, 4), (1, true, 2)];
+        for (breaks, fails, asked) in cases {
+            let count = AtomicU32::new(0);
+            let answered = again(|| async {
+                match count.fetch_add(1, Ordering::Relaxed) {
+                    nth if nth < breaks => Err(broken_off()),
+                    _ if fails => Err(silent()),
+                    _ => Ok(()),
+                }
+            });
+            assert_eq!(answered.await.is_ok(), breaks < 4 && !fails);
+            assert_eq!(count.into_inner(), asked);
         }
     }
 }

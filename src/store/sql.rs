@@ -24,7 +24,7 @@ use crate::{
     },
     store::{
         Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
-        Store, StoreError, WarmPage, WarmQuery, column,
+        Store, StoreError, WarmPage, WarmQuery, again, column,
         listing::{self, Param},
         text,
     },
@@ -102,10 +102,13 @@ impl Replicas for SqlStore {
 #[async_trait]
 impl Store for SqlStore {
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
-        let row = query(text::LOAD)
-            .bind(id.as_bare())
-            .fetch_one(&self.reader)
-            .await?;
+        let row = again(|| async {
+            Ok(query(text::LOAD)
+                .bind(id.as_bare())
+                .fetch_one(&self.reader)
+                .await?)
+        })
+        .await?;
         let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
             let owned = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
             let grant = Grant {
@@ -141,10 +144,13 @@ impl Store for SqlStore {
     }
 
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        let row = query(text::FIND_KEY)
-            .bind(id.as_bare())
-            .fetch_optional(&self.reader)
-            .await?;
+        let row = again(|| async {
+            Ok(query(text::FIND_KEY)
+                .bind(id.as_bare())
+                .fetch_optional(&self.reader)
+                .await?)
+        })
+        .await?;
         row.as_ref().map(row::used_key).transpose()
     }
 
@@ -193,21 +199,24 @@ impl Store for SqlStore {
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        find_owner(&self.reader, tenant, owner).await
+        again(|| find_owner(&self.reader, tenant, owner)).await
     }
 
     async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
-        let rows = query(text::LIST_OWNERS)
-            .bind(tenant)
-            .bind(page.after.as_deref().unwrap_or_default())
-            .bind(i64::from(page.size))
-            .fetch_all(&self.reader)
-            .await?;
+        let rows = again(|| async {
+            Ok(query(text::LIST_OWNERS)
+                .bind(tenant)
+                .bind(page.after.as_deref().unwrap_or_default())
+                .bind(i64::from(page.size))
+                .fetch_all(&self.reader)
+                .await?)
+        })
+        .await?;
         collect(&rows, row::owner)
     }
 
     async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        find_tenant(&self.reader, tenant).await
+        again(|| find_tenant(&self.reader, tenant)).await
     }
 
     async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
@@ -263,14 +272,18 @@ impl Store for SqlStore {
     }
 
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
-        let mut transaction = self.writer.begin_with(BEGIN).await?;
-        let revision = query_scalar(text::NEXT_REVISION)
-            .fetch_one(&mut *transaction)
-            .await?;
-        Ok(Box::new(SqlMutation {
-            transaction,
-            revision,
-        }))
+        // What it has written is undone when it is broken off.
+        again(|| async {
+            let mut transaction = self.writer.begin_with(BEGIN).await?;
+            let revision = query_scalar(text::NEXT_REVISION)
+                .fetch_one(&mut *transaction)
+                .await?;
+            Ok(Box::new(SqlMutation {
+                transaction,
+                revision,
+            }) as Box<dyn Mutation>)
+        })
+        .await
     }
 
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
@@ -530,7 +543,8 @@ impl Mutation for SqlMutation {
             .bind(&change.trace_id)
             .execute(&mut *self.transaction)
             .await?;
-        Ok(self.transaction.commit().await?)
+        let committed = self.transaction.commit().await;
+        committed.map_err(|error| StoreError::Unknown(error.into()))
     }
 }
 

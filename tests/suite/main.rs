@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod callers;
+mod container;
 mod contract_admin;
 mod contract_errors;
 mod contract_events;
@@ -12,8 +13,10 @@ mod contract_rotation;
 mod contract_validate;
 mod decisions;
 mod durability;
+mod explained;
 mod flood;
 mod floors;
+mod helm;
 mod indistinguishable;
 mod inside;
 mod limits;

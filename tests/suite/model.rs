@@ -151,7 +151,7 @@ impl Node {
         let clock = Arc::new(Machine {
             began: Instant::now(),
             offset: Duration::from_secs(world.below(1_000_000)),
-            rate: f64::from(u32::try_from(9_900 + world.below(201)).unwrap()) / 10_000.0,
+            rate: [0.99, 1.0, 1.01][usize::try_from(world.below(3)).unwrap()],
         });
         let store = world.store(place);
         let secrets = || Arc::clone(&KNOWN.secrets);
@@ -210,6 +210,28 @@ struct Branches {
 
 fn count(branch: &AtomicUsize) {
     branch.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What can go wrong with a process.
+#[derive(Clone, Copy)]
+enum Trouble {
+    Pause,
+    Cut,
+    Deaf,
+    Slow,
+    Kill,
+    Stop,
+}
+
+impl Trouble {
+    const ALL: [Self; 6] = [
+        Self::Pause,
+        Self::Cut,
+        Self::Deaf,
+        Self::Slow,
+        Self::Kill,
+        Self::Stop,
+    ];
 }
 
 /// One seed's world, its processes and its clients.
@@ -412,38 +434,44 @@ impl Run {
         }
     }
 
-    /// Makes things go wrong; troubles come in pairs.
+    /// Makes things go wrong, in each world only some: what is rare among all is then frequent in a few.
     async fn harm(&self) {
-        while !self.is_over() {
+        let kinds: Vec<_> = Trouble::ALL
+            .into_iter()
+            .filter(|_| self.world.below(3) == 0)
+            .collect();
+        while !self.is_over() && !kinds.is_empty() {
             self.pause(3_000).await;
             let place = usize::try_from(self.world.below(REPLICAS as u64)).unwrap();
-            self.trouble(place).await;
-            self.pause(1_000).await;
-            self.trouble(place).await;
+            // Troubles come in pairs.
+            for _ in 0..2 {
+                let kind = usize::try_from(self.world.below(kinds.len() as u64)).unwrap();
+                self.trouble(place, kinds[kind]).await;
+                self.pause(1_000).await;
+            }
         }
     }
 
-    async fn trouble(&self, place: usize) {
+    async fn trouble(&self, place: usize, kind: Trouble) {
         let world = &self.world;
         let tenths = |tenths| LEASE / 10 * u32::try_from(tenths).unwrap();
         let span = tenths(1 + world.below(30));
-        match world.below(9) {
-            0 | 1 => world.pause(place, span),
-            2 | 3 => world.cut(place, span),
-            4 => world.deafen(place, span),
-            5 => world.slow(place, span, tenths(1 + world.below(4))),
-            6 => {
+        match kind {
+            Trouble::Pause => world.pause(place, span),
+            Trouble::Cut => world.cut(place, span),
+            Trouble::Deaf => world.deafen(place, span),
+            Trouble::Slow => world.slow(place, span, tenths(1 + world.below(4))),
+            Trouble::Kill => {
                 self.node(place).killed.cancel();
                 self.restart(place);
             }
-            7 => {
-                // As a stop does: nobody is answered any more, then it leaves.
+            Trouble::Stop => {
+                // Nobody is answered any more, then it leaves.
                 let stopped = self.node(place);
                 stopped.killed.cancel();
                 let _ = time::timeout(LEASE, stopped.replica.leave()).await;
                 self.restart(place);
             }
-            _ => {}
         }
     }
 

@@ -28,7 +28,12 @@ pub struct Program(Command);
 impl Program {
     /// With an empty environment, in this folder.
     pub fn bare(folder: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gatekey"));
+        Self::through(env!("CARGO_BIN_EXE_gatekey"), folder, arguments)
+    }
+
+    /// Started by another program, which becomes it.
+    pub fn through(launcher: &str, folder: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(launcher);
         command
             .args(arguments)
             .env_clear()
@@ -126,6 +131,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it has not been waited for")
+    }
+
     /// Waits until it serves: where.
     pub async fn serving(&mut self) -> SocketAddr {
         let line = self.wait_for("serving listen=").await;
@@ -171,8 +181,7 @@ impl Running {
 
     /// Sends it a signal, waits until it has ended, and gives its status and the lines of stdout not read before.
     pub async fn end_by(mut self, signal: Signal) -> (ExitStatus, Vec<String>) {
-        let id = self.child.id().expect("it has not been waited for");
-        let id = i32::try_from(id).expect("a process id");
+        let id = i32::try_from(self.id()).expect("a process id");
         let id = Pid::from_raw(id).expect("not 0");
         kill_process(id, signal).expect("it is our child");
         let (mut stdout, mut stderr) = (Vec::new(), self.stderr);

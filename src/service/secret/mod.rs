@@ -140,9 +140,9 @@ impl Secrets {
         let compared = mac.ct_eq(expected.unwrap_or(&[0; 32]));
         let right = bool::from(compared) && expected.is_some();
         if !right && self.peppers.current().is_none() {
-            self.argon
-                .verify(presented.expose(), argon::unmatched())
-                .await?;
+            let work = self.argon.verify(presented.expose(), argon::unmatched());
+            // Apart, so that a hit has little to carry.
+            Box::pin(work).await?;
         }
         Ok(right)
     }

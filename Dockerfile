@@ -1,0 +1,26 @@
+# syntax=docker/dockerfile:1
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+# The caches make the next build short and stay out of the image.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked && \
+    strip target/release/gatekey -o /gatekey && \
+    docker/rootfs.sh /gatekey /rootfs && \
+    mkdir /data
+
+# tests/suite/container.rs reads this stage, builds what it says without a registry, and starts the
+# server in it.
+FROM scratch
+COPY --from=build /rootfs/ /
+# The one place that may be written to, for SQLite and the secrets it makes; PostgreSQL needs none.
+COPY --from=build --chown=65532:65532 /data/ /var/lib/gatekey/
+WORKDIR /var/lib/gatekey
+# A number, so that Kubernetes can tell that it is not root.
+USER 65532:65532
+ENV GATEKEY_LISTEN=0.0.0.0:50051
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["/usr/local/bin/gatekey", "health"]
+ENTRYPOINT ["/usr/local/bin/gatekey"]
