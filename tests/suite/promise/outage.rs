@@ -74,19 +74,20 @@ async fn without_the_store_memory_answers_for_a_lease_and_with_it_all_is_as_it_w
             reason(&client, unknown).await.unwrap_err().code(),
             Code::Unavailable
         );
-        let mut allowed = 1;
+        let mut last = Duration::ZERO;
         let error = loop {
+            let begun = stopped.elapsed();
             match reason(&client, known).await {
                 Ok(reason) => assert_eq!(reason, Reason::Allowed),
                 Err(error) => break error,
             }
-            allowed += 1;
+            last = begun;
             sleep(Duration::from_millis(10)).await;
         };
         println!(
-            "{how:?}: allowed {allowed} times, for {:?} of a lease of {lease:?}",
-            stopped.elapsed()
+            "{how:?}: allowed until {last:?} after the store was lost; the lease is {lease:?}"
         );
+        assert!(last < lease, "memory answered after the lease: {last:?}");
         assert_eq!(error.code(), Code::Unavailable);
         assert!(error.get_details_retry_info().is_some(), "{error:?}");
         slot.becomes(ServingStatus::NotServing).await;
