@@ -3,7 +3,7 @@
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, PgPool,
+    ConnectOptions as _, Connection as _, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     query, query_scalar,
 };
@@ -168,6 +168,15 @@ async fn migrate(pool: &PgPool) -> Result<(), OpenError> {
 async fn pool(connections: u32, options: PgConnectOptions) -> Result<PgPool, OpenError> {
     let pool = PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(PATIENCE);
+        .acquire_timeout(PATIENCE)
+        .after_release(|connection, _| {
+            // sqlx asks by itself whether a connection that is given back still answers, and
+            // would wait for that for as long as TCP does, while nobody else gets one instead.
+            Box::pin(async move {
+                let answered = time::timeout(PATIENCE, connection.ping()).await;
+                answered.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+                Ok(true)
+            })
+        });
     Ok(pool.connect_with(options).await?)
 }
