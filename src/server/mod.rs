@@ -3,9 +3,11 @@
 //! The order of the start and of the stop is here, top to bottom.
 
 pub mod config;
+mod connection;
 pub mod health;
 mod keyfile;
 mod telemetry;
+mod tls;
 mod workers;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -17,15 +19,17 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::{
     config::{Config, ValidateAuth},
+    connection::Term,
     health::Readiness,
     keyfile::KeyFiles,
     telemetry::{Telemetry, TelemetryError},
+    tls::Tls,
     workers::Workers,
 };
 use crate::{
@@ -51,6 +55,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// How long an acceptor waits when there are no file descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why gatekey could not start, in one line.
 #[derive(Debug, Error)]
@@ -99,6 +105,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let tls = Tls::start(config)?;
     let store = tokio::select! {
         store = open_store(config) => store?,
         // Nothing has been begun.
@@ -115,8 +122,13 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = bind(config).await?;
+    let listener = bind("GATEKEY_LISTEN", config.listen).await?;
     let listen = listener.local_addr()?;
+    let probed = match config.health_listen {
+        Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
+        None => None,
+    };
+    let health_listen = probed.as_ref().map(TcpListener::local_addr).transpose()?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
@@ -159,11 +171,30 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
-    let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
-    let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
-    let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
+    let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
+    // On the runtime of what is slow: whatever comes to the serving threads, this one answers.
+    let _probes = probed.map(|listener| {
+        let term = Term {
+            age: config.max_connection_age,
+            // Until the very end: probes are to see that it stops.
+            stop: cut.clone(),
+        };
+        AbortOnDropHandle::new(tokio::spawn(health::answer(listener, health.clone(), term)))
+    });
+    let house = House::new(
+        doors,
+        with_reflection(health)?,
+        TraceLayer::new(telemetry.traces()),
+    );
+    let term = Term {
+        age: config.max_connection_age,
+        stop: stop.clone(),
+    };
+    let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
     info!(
         listen = %listen,
+        tls = tls.is_some(),
+        health_listen = health_listen.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
@@ -218,12 +249,12 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
-/// Takes the port.
-async fn bind(config: &Config) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(config.listen).await;
+/// Takes a port.
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
     bound.map_err(|error| StartError::Setting {
-        variable: "GATEKEY_LISTEN",
-        value: config.listen.to_string(),
+        variable,
+        value: address.to_string(),
         why: error.to_string(),
     })
 }
