@@ -23,7 +23,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::tls::Tls;
+use super::{
+    config::Config,
+    tls::{self, Tls},
+};
 
 /// How long a new connection may take to say that it speaks HTTP/2, the handshake of TLS among it.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +47,7 @@ const AGE_JITTER: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 #[derive(Clone)]
 pub struct Term {
     /// About how old it gets.
-    pub age: Duration,
+    age: Duration,
     /// When it is cancelled, the connection ends as soon as the calls in flight have.
     pub stop: CancellationToken,
 }
@@ -97,7 +100,7 @@ where
     // Apart, for a handshake has much to carry, and a connection may last.
     match term.in_time(Box::pin(greeting)).await? {
         Some(stream) => {
-            let service = service(super::tls::name(&stream.stream));
+            let service = service(tls::name(&stream.stream));
             converse(stream, service, term).await
         }
         None => Ok(()),
@@ -105,6 +108,14 @@ where
 }
 
 impl Term {
+    /// As the settings say, until `stop`.
+    pub fn new(config: &Config, stop: &CancellationToken) -> Self {
+        Self {
+            age: config.max_connection_age,
+            stop: stop.clone(),
+        }
+    }
+
     /// What a greeting comes to; `None` when everything stops before.
     async fn in_time<T>(
         &self,

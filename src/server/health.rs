@@ -6,9 +6,10 @@ use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet},
+    task::{self, JoinHandle, JoinSet},
     time,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     service::Routes,
     transport::{Channel, Endpoint, Error as TransportError},
@@ -107,26 +108,29 @@ async fn tell(reporter: &HealthReporter, status: ServingStatus) {
     reporter.set_service_status(READINESS, status).await;
 }
 
-/// Answers what comes to the port of probes, until it is dropped.
-pub async fn answer(listener: TcpListener, health: Routes, term: Term) {
-    let mut open = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if open.len() < PROBES_MAX => {
-                    let service = TowerToHyperService::new(health.clone());
-                    let term = term.clone();
-                    open.spawn(async move { connection::plain(stream, service, &term).await });
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    warn!(%error, "a probe's connection could not be accepted");
-                    time::sleep(ACCEPT_AGAIN).await;
-                }
-            },
-            Some(_) = open.join_next() => {}
+/// Answers what comes to the port of probes, until the handle is dropped: on the current runtime, so
+/// that it does whatever comes to the serving threads.
+pub fn answer(port: TcpListener, health: Routes, term: Term) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(task::spawn(async move {
+        let mut open = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = port.accept() => match accepted {
+                    Ok((stream, _)) if open.len() < PROBES_MAX => {
+                        let service = TowerToHyperService::new(health.clone());
+                        let term = term.clone();
+                        open.spawn(async move { connection::plain(stream, service, &term).await });
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(%error, "a probe's connection could not be accepted");
+                        time::sleep(ACCEPT_AGAIN).await;
+                    }
+                },
+                Some(_) = open.join_next() => {}
+            }
         }
-    }
+    }))
 }
 
 /// Asks the server that these settings describe whether it is ready: on the port of probes if it has

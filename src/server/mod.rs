@@ -19,7 +19,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -122,13 +122,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = bind("GATEKEY_LISTEN", config.listen).await?;
-    let listen = listener.local_addr()?;
-    let probed = match config.health_listen {
-        Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
-        None => None,
-    };
-    let health_listen = probed.as_ref().map(TcpListener::local_addr).transpose()?;
+    let ports = Ports::bind(config).await?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
@@ -172,51 +166,39 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
     let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
-    // On the runtime of what is slow: whatever comes to the serving threads, this one answers.
-    let _probes = probed.map(|listener| {
-        let term = Term {
-            age: config.max_connection_age,
-            // Until the very end: probes are to see that it stops.
-            stop: cut.clone(),
-        };
-        AbortOnDropHandle::new(tokio::spawn(health::answer(listener, health.clone(), term)))
-    });
+    // Until the very end: probes are to see that it stops.
+    let term = Term::new(config, &cut);
+    let _probes = ports
+        .health
+        .map(|port| health::answer(port, health.clone(), term));
     let house = House::new(
         doors,
         with_reflection(health)?,
         TraceLayer::new(telemetry.traces()),
     );
-    let term = Term {
-        age: config.max_connection_age,
-        stop: stop.clone(),
-    };
+    let term = Term::new(config, &stop);
     let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
     info!(
-        listen = %listen,
+        listen = %ports.listen,
         tls = tls.is_some(),
-        health_listen = health_listen.map(tracing::field::display),
+        health_listen = ports.health_listen.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
-    tell_first_steps(&made, config, listen);
+    tell_first_steps(&made, config, ports.listen);
 
     let asked = tokio::select! {
-        () = workers.accept(&listener, &stop) => "none",
+        () = workers.accept(&ports.main, &stop) => "none",
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
     readiness.end().await;
-    drop(listener);
+    drop(ports.main);
     stop.cancel();
-    let mut ended = tokio::task::spawn_blocking(|| workers.join());
-    if time::timeout(config.drain, &mut ended).await.is_err() {
-        warn!("calls were cut off that did not finish in time");
-        cut.cancel();
-        ended.await.map_err(io::Error::other)?;
-    }
+    finish(workers, config.drain, &cut).await?;
     // Nobody is answered any more: nobody is to wait for this replica.
     following.abort();
     let _ = following.await;
@@ -246,6 +228,41 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             }
             Err(error) => return Err(bad_store(config, &error)),
         }
+    }
+}
+
+/// Waits for the calls in flight, and cuts off those that take too long.
+async fn finish(workers: Workers, drain: Duration, cut: &CancellationToken) -> io::Result<()> {
+    let mut ended = tokio::task::spawn_blocking(|| workers.join());
+    if time::timeout(drain, &mut ended).await.is_err() {
+        warn!("calls were cut off that did not finish in time");
+        cut.cancel();
+        ended.await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// The ports, taken.
+struct Ports {
+    main: TcpListener,
+    listen: SocketAddr,
+    health: Option<TcpListener>,
+    health_listen: Option<SocketAddr>,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let main = bind("GATEKEY_LISTEN", config.listen).await?;
+        let health = match config.health_listen {
+            Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
+            None => None,
+        };
+        Ok(Self {
+            listen: main.local_addr()?,
+            health_listen: health.as_ref().map(TcpListener::local_addr).transpose()?,
+            main,
+            health,
+        })
     }
 }
 

@@ -145,7 +145,7 @@ async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<S
                 info!("new connections get the new certificate");
             }
             Err(error) => {
-                warn!(%error, "the files of TLS cannot be used: connections get what was before")
+                warn!(%error, "the files of TLS cannot be used: what was before is kept");
             }
         }
     }
