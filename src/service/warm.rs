@@ -67,31 +67,29 @@ impl Warmer {
     }
 
     async fn fill(&self, pepper: &str, limit: usize, kept: &mut usize) -> Result<(), StoreError> {
-        let mut left = limit;
-        let mut page = |after| {
-            let size = PAGE.min(u32::try_from(left).unwrap_or(PAGE));
-            left -= size as usize;
-            WarmQuery {
+        let (mut left, mut told) = (limit, Instant::now());
+        for used in [true, false] {
+            let page = |left: usize, after| WarmQuery {
                 now: self.clock.now(),
                 pepper_id: pepper.to_owned(),
+                used,
                 after,
-                size,
-            }
-        };
-        let mut told = Instant::now();
-        let mut ticket = self.cache.ticket();
-        let mut read = self.store.warm(&page(None)).await?;
-        while let Some(last) = read.last {
-            // While one core takes a page in, another reads the next.
-            let cache = Arc::clone(&self.cache);
-            let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
-            let asked = page(Some(last));
-            ticket = self.cache.ticket();
-            read = self.store.warm(&asked).await?;
-            *kept += taking.await.unwrap_or_default();
-            if told.elapsed() >= TELL_EVERY {
-                told = Instant::now();
-                info!(keys = *kept, "reading keys into memory");
+                size: u32::try_from(left).unwrap_or(PAGE).min(PAGE),
+            };
+            let mut ticket = self.cache.ticket();
+            let mut read = self.store.warm(&page(left, None)).await?;
+            while let Some(last) = read.last {
+                left = left.saturating_sub(read.keys);
+                // While one core takes a page in, another reads the next.
+                let cache = Arc::clone(&self.cache);
+                let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
+                ticket = self.cache.ticket();
+                read = self.store.warm(&page(left, Some(last))).await?;
+                *kept += taking.await.unwrap_or_default();
+                if told.elapsed() >= TELL_EVERY {
+                    told = Instant::now();
+                    info!(keys = *kept, "reading keys into memory");
+                }
             }
         }
         Ok(())
@@ -101,7 +99,7 @@ impl Warmer {
 /// Takes a page in, and tells how many keys of it are kept.
 fn take(cache: &Cache, page: &WarmPage, ticket: Ticket) -> usize {
     // A row that cannot be read is told of when its key is used.
-    let keys = page.keys().flatten();
+    let keys = page.read().flatten();
     let kept = keys.filter(|key| {
         let standing = Standing::new(&key.terms());
         let (entry, keep) = cache.entry(key.key_id, standing, key.mac, page.head, ticket);

@@ -144,7 +144,8 @@ impl Store for SqlStore {
     }
 
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
-        let row = query(WARM)
+        let [used, unused] = WARM;
+        let row = query(if asked.used { used } else { unused })
             .bind(asked.after.unwrap_or(i64::MAX))
             .bind(asked.now.as_micros())
             .bind(&asked.pepper_id)
@@ -156,6 +157,7 @@ impl Store for SqlStore {
         Ok(WarmPage {
             head: row.try_get("head")?,
             last: row.try_get("last")?,
+            keys: usize::try_from(row.try_get::<i64, _>("keys")?).unwrap_or_default(),
             lines: row.try_get::<Option<_>, _>("lines")?.unwrap_or_default(),
         })
     }

@@ -27,8 +27,8 @@ type Db = sqlx::Sqlite;
 
 /// Takes the write lock at once, so that a mutation never has to give up half way.
 const BEGIN: &str = "BEGIN IMMEDIATE";
-/// The statement that reads many keys at once.
-const WARM: &str = text::WARM_SQLITE;
+/// The statements that read many keys at once: those that were used, those that were not.
+const WARM: [&str; 2] = text::WARM_SQLITE;
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "instr";
 
@@ -53,18 +53,18 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let lock = lock(&real(file))?;
 
     let reader = writer.clone().create_if_missing(false).read_only(true);
-    let writer = SqlitePoolOptions::new()
-        .max_connections(1)
+    let pool = SqlitePoolOptions::new()
         .acquire_timeout(PATIENCE)
-        .connect_with(writer)
-        .await?;
+        // A file does not break off.
+        .test_before_acquire(false);
+    let writer = pool.clone().max_connections(1).connect_with(writer).await?;
     MIGRATIONS.run(&writer).await?;
     // The one connection that the only member's row is on.
-    let pulse = SqlitePoolOptions::new()
+    let pulse = pool
+        .clone()
         .max_connections(1)
         .idle_timeout(None)
         .max_lifetime(None)
-        .acquire_timeout(PATIENCE)
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection
@@ -74,11 +74,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
             })
         })
         .connect_lazy_with(reader.clone());
-    let reader = SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .acquire_timeout(PATIENCE)
-        .connect_with(reader)
-        .await?;
+    let reader = pool.max_connections(READERS).connect_with(reader).await?;
     Ok(Arc::new(sql::SqlStore {
         reader,
         writer,

@@ -64,27 +64,57 @@ macro_rules! revoke {
 /// A page of the keys that are the likeliest to be asked about, in one row; `$hex` is a key's MAC
 /// in hexadecimal digits, which each engine has a word of its own for.
 ///
-/// What makes them so is said here alone: they are the newest, page by page by `created_revision`.
-/// Below it stands which of them can be allowed at `$2` and recognised by pepper `$3`. The pepper is
-/// compared as an expression, so that its index does not spoil the order.
+/// `$from` says which keys and `$place` in which order, the greatest first; those below `$1` can be
+/// allowed at `$2` and recognised by pepper `$3`. The pepper is compared as an expression, so that
+/// its index does not spoil the order.
 macro_rules! warm {
-    ($hex:literal) => {
+    ($hex:literal, $from:literal, $place:literal) => {
         concat!(
             "SELECT (SELECT revision FROM log_head) AS head, MIN(w.place) AS last, \
-             string_agg(w.line, $6) AS lines FROM (SELECT k.created_revision AS place, \
-             concat_ws($5, k.key_id, k.tenant_id, k.owner_id, k.scopes, k.audiences, \
+             COUNT(*) AS keys, string_agg(w.line, $6) AS lines FROM (SELECT ",
+            $place,
+            " AS place, concat_ws($5, k.key_id, k.tenant_id, k.owner_id, k.scopes, k.audiences, \
              k.allowed_cidrs, k.metadata, COALESCE(CAST(k.expires_at AS TEXT), ''), ",
             $hex,
             ", COALESCE(o.scopes, ''), COALESCE(o.audiences, ''), \
              CASE WHEN o.suspended THEN 'suspended' ELSE '' END, t.basic_usernames, \
              CASE WHEN t.require_owner THEN 'required' ELSE '' END, \
              COALESCE(t.required_owner_scope, '')) AS line \
-             FROM keys k JOIN tenants t ON t.tenant_id = k.tenant_id \
+             FROM ",
+            $from,
+            " JOIN tenants t ON t.tenant_id = k.tenant_id \
              LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
-             WHERE k.created_revision < $1 AND k.revoked_at IS NULL AND NOT k.suspended \
+             WHERE ",
+            $place,
+            " < $1 AND k.revoked_at IS NULL AND NOT k.suspended \
              AND (k.expires_at IS NULL OR k.expires_at > $2) \
              AND COALESCE(k.mac_pepper, '') = $3 \
-             ORDER BY k.created_revision DESC LIMIT $4) w"
+             ORDER BY ",
+            $place,
+            " DESC LIMIT $4) w"
+        )
+    };
+}
+
+/// The keys that were used, the last used first.
+macro_rules! warm_used {
+    ($hex:literal) => {
+        warm!(
+            $hex,
+            "key_usage u JOIN keys k ON k.key_id = u.key_id",
+            "u.last_used_at"
+        )
+    };
+}
+
+/// The keys that were never used, the newest first.
+macro_rules! warm_unused {
+    ($hex:literal) => {
+        warm!(
+            $hex,
+            "(SELECT * FROM keys n WHERE NOT EXISTS \
+             (SELECT 1 FROM key_usage u WHERE u.key_id = n.key_id)) k",
+            "k.created_revision"
         )
     };
 }
@@ -209,7 +239,13 @@ pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
      THEN excluded.last_used_ip ELSE u.last_used_ip END";
 
-/// See `warm!`.
-pub(super) const WARM_SQLITE: &str = warm!("hex(k.secret_mac)");
-/// See `warm!`.
-pub(super) const WARM_POSTGRES: &str = warm!("encode(k.secret_mac, 'hex')");
+/// The used keys and the unused ones; see `warm!`.
+pub(super) const WARM_SQLITE: [&str; 2] = [
+    warm_used!("hex(k.secret_mac)"),
+    warm_unused!("hex(k.secret_mac)"),
+];
+/// The used keys and the unused ones; see `warm!`.
+pub(super) const WARM_POSTGRES: [&str; 2] = [
+    warm_used!("encode(k.secret_mac, 'hex')"),
+    warm_unused!("encode(k.secret_mac, 'hex')"),
+];

@@ -23,6 +23,8 @@ pub struct WarmQuery {
     pub now: Timestamp,
     /// Those with a MAC under this pepper.
     pub pepper_id: String,
+    /// Those that were ever used, the last used first; or those that were not, the newest first.
+    pub used: bool,
     /// Those after the last one of another page.
     pub after: Option<i64>,
     /// So many at most.
@@ -36,6 +38,8 @@ pub struct WarmPage {
     pub head: i64,
     /// Its last key, after which the next page begins. Nothing when the page is empty.
     pub last: Option<i64>,
+    /// How many keys are on it.
+    pub keys: usize,
     pub(super) lines: String,
 }
 
@@ -61,7 +65,7 @@ impl WarmPage {
     pub(super) const KEY_END: &str = "\u{1e}";
 
     /// The keys of the page.
-    pub fn keys(&self) -> impl Iterator<Item = Result<WarmKey, StoreError>> {
+    pub fn read(&self) -> impl Iterator<Item = Result<WarmKey, StoreError>> {
         let lines = self.lines.split(Self::KEY_END);
         lines.filter(|line| !line.is_empty()).map(WarmKey::read)
     }

@@ -255,7 +255,9 @@ impl Task {
 
     fn effect(&mut self, step: usize) -> Effect {
         let some = |random: &mut StdRng| {
-            let some = SCOPES.into_iter().filter(|_| random.next_u32() % 2 == 0);
+            let some = SCOPES
+                .into_iter()
+                .filter(|_| random.next_u32().is_multiple_of(2));
             some.map(str::to_owned).collect::<Vec<_>>()
         };
         let suspended = self.random.next_u32().is_multiple_of(4);

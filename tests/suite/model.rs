@@ -532,8 +532,9 @@ impl Run {
         for place in 0..REPLICAS {
             let node = self.node(place);
             let held = node.cache.lease().deadline().is_ahead(&*node.clock);
-            if !held || self.validate(&node, LEFT_ALONE).await != Some(true) {
-                let story = format!("{place} is not well again");
+            let allowed = self.validate(&node, LEFT_ALONE).await;
+            if !held || allowed != Some(true) {
+                let story = format!("{place} is not well again: lease {held}, allowed {allowed:?}");
                 self.violations.lock().unwrap().push(story);
             }
         }
@@ -557,7 +558,11 @@ fn seeds() -> std::ops::Range<u64> {
             .map(|text: String| text.parse().unwrap())
     };
     match number("GATEKEY_SEED") {
-        Some(seed) => seed..seed + 1,
+        Some(seed) => {
+            // What the replicas say of it.
+            tracing_subscriber::fmt().without_time().init();
+            seed..seed + 1
+        }
         None => 0..number("GATEKEY_SEEDS").unwrap_or(SEEDS),
     }
 }
@@ -608,7 +613,8 @@ fn no_key_is_allowed_after_its_revocation_was_enforced() {
     }
 }
 
-/// The model would notice each of these.
+/// The model would notice each of these. A release build has no faults.
+#[cfg(debug_assertions)]
 #[test]
 fn every_fault_is_noticed() {
     let missed: Vec<_> = Fault::ALL
@@ -634,7 +640,7 @@ async fn is_answered_from_memory_before_the_first_renewal(faults: Faults) -> boo
     let world = World::new(1, 1, KNOWN.keys.clone());
     world.refuse_renewals();
     let node = Node::start(&world, 0, faults);
-    time::sleep(LEASE / 10).await;
+    time::sleep(LEASE / 2).await;
     let credential = Credential::key(KNOWN.plaintexts[LEFT_ALONE].clone());
     let question = Question {
         credential: &credential,
@@ -652,6 +658,8 @@ async fn is_answered_from_memory_before_the_first_renewal(faults: Faults) -> boo
 #[tokio::test(start_paused = true)]
 async fn joining_grants_no_lease() {
     assert!(!is_answered_from_memory_before_the_first_renewal(Faults::NONE).await);
-    let granted = Faults::with(Fault::JoinGrants);
-    assert!(is_answered_from_memory_before_the_first_renewal(granted).await);
+    if cfg!(debug_assertions) {
+        let granted = Faults::with(Fault::JoinGrants);
+        assert!(is_answered_from_memory_before_the_first_renewal(granted).await);
+    }
 }

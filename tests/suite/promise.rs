@@ -30,8 +30,8 @@ const REPLICAS: usize = 3;
 /// One more, for those that join and leave.
 const PLACES: usize = REPLICAS + 1;
 /// How many ask each replica at once, and how long each rests after an answer.
-const ASKERS: usize = 6;
-const REST: Duration = Duration::from_millis(8);
+const ASKERS: usize = 8;
+const REST: Duration = Duration::from_millis(5);
 const WORKERS: usize = 12;
 /// How many things go wrong at the same time.
 const FAULTS: usize = 2;

@@ -117,6 +117,11 @@ impl Replica {
 
     /// Joins the replicas and follows the log, until dropped.
     pub async fn run(&self) {
+        // Whatever becomes of the others must not hold up a renewal.
+        tokio::join!(self.follow(), self.watch_others());
+    }
+
+    async fn follow(&self) {
         loop {
             let mut progress = self.join().await;
             let lost = self.stay(&mut progress).await;
@@ -165,8 +170,9 @@ impl Replica {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone_from(&id);
-            match self.in_time(self.store.join(&id, self.lease)).await {
-                Ok(head) => {
+            let joined = time::timeout(self.lease, self.store.join(&id, self.lease)).await;
+            match joined {
+                Ok(Ok(head)) => {
                     self.cache.clear(head);
                     self.applied.store(head, Ordering::SeqCst);
                     if self.faults.has(Fault::JoinGrants) {
@@ -179,7 +185,7 @@ impl Replica {
                         renewed: None,
                     };
                 }
-                Err(_) => time::sleep(LOOK_EVERY).await,
+                Ok(Err(_)) | Err(_) => time::sleep(LOOK_EVERY).await,
             }
         }
     }
@@ -275,9 +281,6 @@ impl Replica {
             if progress.applied == progress.acknowledged {
                 break;
             }
-        }
-        if due {
-            self.end_dead_memberships().await?;
         }
         Ok(())
     }

@@ -9,8 +9,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Replica, Stop, wait::outlasting};
-use crate::store::Member;
+use tokio::time;
+use tracing::warn;
+
+use super::{RENEWALS, Replica, wait::outlasting};
+use crate::store::{Member, StoreError};
 
 /// What was seen of the others.
 #[derive(Default)]
@@ -57,15 +60,24 @@ impl Others {
 }
 
 impl Replica {
+    /// Watches the other members, for ever.
+    pub(super) async fn watch_others(&self) {
+        loop {
+            time::sleep(self.lease / RENEWALS).await;
+            // Without the store there is nothing to see; the renewals tell of it.
+            let _ = self.end_dead_memberships().await;
+        }
+    }
+
     /// Ends the memberships of those that are dead, so that nobody waits for them any more.
-    pub(super) async fn end_dead_memberships(&self) -> Result<(), Stop> {
+    async fn end_dead_memberships(&self) -> Result<(), StoreError> {
         let asked = self.clock.uptime();
         let members = self.in_time(self.store.members()).await?;
         let answered = self.clock.uptime();
         self.others.note_leases(&members);
         for member in self.others.dead(members, asked, answered) {
             if member.id != self.id() {
-                tracing::warn!(
+                warn!(
                     replica = member.id,
                     "a replica is silent: its membership ends"
                 );

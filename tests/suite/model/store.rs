@@ -184,51 +184,58 @@ impl Seen {
         Ok(found)
     }
 
-    /// A statement that sees what was when it began, and whose writing is seen later.
-    async fn write<S, T>(
+    /// A statement that sees what was when it began, and whose writing is seen later: even if nobody waits for it any
+    /// more.
+    async fn write<S: Send, T: Send + 'static>(
         &self,
-        see: impl FnOnce(&Database) -> S,
-        write: impl FnOnce(&mut Database, S) -> T,
+        see: impl FnOnce(&Database) -> S + Send + 'static,
+        write: impl FnOnce(&mut Database, S) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.world.travel(self.replica).await?;
-        let seen = see(&self.world.data());
-        time::sleep(Duration::from_micros(self.world.below(5_000))).await;
-        let written = write(&mut self.world.data(), seen);
-        self.world.travel(self.replica).await?;
-        self.world.running(self.replica).await;
-        Ok(written)
+        let (world, replica) = (Arc::clone(&self.world), self.replica);
+        let written = tokio::spawn(async move {
+            world.travel(replica).await?;
+            let seen = see(&world.data());
+            time::sleep(Duration::from_micros(world.below(5_000))).await;
+            let written = write(&mut world.data(), seen);
+            world.travel(replica).await?;
+            world.running(replica).await;
+            Ok(written)
+        });
+        written.await.unwrap()
     }
 }
 
 #[async_trait]
 impl Replicas for Seen {
     async fn join(&self, id: &str, lease: Duration) -> Result<i64, StoreError> {
-        let joined = |data: &mut Database, head| {
-            let renewals = data.members.iter().find(|member| member.id == id);
-            let renewals = renewals.map_or(0, |member| member.renewals + 1);
-            data.members.retain(|member| member.id != id);
+        let member = Member {
+            id: id.to_owned(),
+            applied: 0,
+            renewals: 0,
+            lease,
+        };
+        let join = move |data: &mut Database, head| {
             data.members.push(Member {
-                id: id.to_owned(),
                 applied: head,
-                renewals,
-                lease,
+                ..member
             });
             head
         };
-        self.write(|data| data.head, joined).await
+        self.write(|data| data.head, join).await
     }
 
     async fn renew(&self, id: &str, applied: i64) -> Result<Option<i64>, StoreError> {
-        let renewed = |data: &mut Database, head| {
+        if self.world.data().no_renewals {
+            return Err(StoreError::Unavailable("refused".into()));
+        }
+        let id = id.to_owned();
+        let renew = move |data: &mut Database, head| {
             let member = data.members.iter_mut().find(|member| member.id == id)?;
             member.applied = applied;
             member.renewals += 1;
             Some(head)
         };
-        if self.world.data().no_renewals {
-            return Err(StoreError::Unavailable("refused".into()));
-        }
-        self.write(|data| data.head, renewed).await
+        self.write(|data| data.head, renew).await
     }
 
     async fn leave(&self, id: &str) -> Result<(), StoreError> {
