@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use gatekey::grpc::proto::{DeleteOwnerRequest, ListEventsRequest, Owner, PutOwnerRequest, Reason};
+use gatekey::grpc::proto::{
+    DeleteOwnerRequest, ListEventsRequest, Owner, PutOwnerRequest, Reason, WatchEventsRequest,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -243,6 +245,34 @@ on_both_engines! {
         let newest = &newest.into_inner().events[0];
         assert!(newest.revision < suspended.revision, "{newest:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_the_log_by_a_certificate_does_so_as_long_as_its_owner_may() {
+    let authority = Authority::new("ours");
+    let server = Gatekey::sqlite().encrypted(&authority).start().await;
+    let admin = admin(&server, &authority).await;
+    let put = admin
+        .put_owner(owner(ORDERS, &["default:events:read"]))
+        .await;
+    let holder = holder(&server, &authority, &authority.issue(&[ORDERS])).await;
+    let request = WatchEventsRequest {
+        revision: put.revision,
+        ..WatchEventsRequest::default()
+    };
+    let watch = holder.events.clone().watch_events(request).await;
+    let mut events = watch.expect("it may").into_inner();
+    let (key, _) = admin.issue("default", &["jobs:read"]).await;
+    let event = events.message().await.expect("an event").expect("an event");
+    assert_eq!(event.event.expect("an event").key_id, key.key_id);
+    let suspended = Owner {
+        suspended: true,
+        ..owner(ORDERS, &["default:events:read"])
+    };
+    admin.put_owner(suspended).await;
+    let end = time::timeout(DEADLINE, events.message()).await;
+    let end = end.expect("it ends").expect_err("it may no more");
+    assert_eq!(end.code(), Code::Unauthenticated);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
