@@ -113,7 +113,7 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
 }
 
 /// Those who ask about good keys, while `go_on`.
-fn hits(server: &Gatekey, stored: &Stored, go_on: impl Fn() -> bool + Send + 'static) -> Load {
+pub fn hits(server: &Gatekey, stored: &Stored, go_on: impl Fn() -> bool + Send + 'static) -> Load {
     let bodies: Vec<_> = (0..KNOWN).map(ask_number).collect();
     let bodies = bodies.into_iter().cycle().take_while(move |_| go_on());
     Load::of(server.addr(), &stored.caller, HITS)

@@ -19,6 +19,7 @@ mod flood;
 mod generator;
 mod h2load;
 mod hot;
+mod issuing;
 mod keys;
 mod listing;
 mod load;
@@ -50,7 +51,9 @@ use support::Engine;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What can be measured by itself, in the order of a whole run.
-const SECTIONS: [&str; 6] = ["hot", "cold", "memory", "warm", "flood", "listing"];
+const SECTIONS: [&str; 7] = [
+    "hot", "cold", "memory", "warm", "flood", "issuing", "listing",
+];
 
 fn main() {
     let words: Vec<_> = std::env::args().skip(1).collect();
@@ -106,6 +109,9 @@ async fn measure(asked: &[String]) -> Report {
     }
     if wanted("flood") {
         flood::measure(&mut report, stores.on(Engine::Sqlite).await).await;
+    }
+    if wanted("issuing") {
+        issuing::measure(&mut report, stores.on(Engine::Sqlite).await).await;
     }
     for engine in [Engine::Sqlite, Engine::Postgres] {
         if wanted("listing") {

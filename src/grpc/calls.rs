@@ -13,16 +13,21 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tonic::{Code, Status, codegen::http::HeaderMap};
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::http::{self, HeaderMap},
+};
 
 use super::{
     Doors,
     answer::Answer,
     method::{self, METHODS},
     proto::Reason,
+    unary::Reply,
 };
 use crate::meter::{Durations, Page, Tally, Tell};
 
@@ -188,8 +193,17 @@ impl Call {
         }
     }
 
+    /// The answer, with whose body the call ends.
+    pub(super) fn ends_with(mut self, answer: http::Response<Body>) -> http::Response<Reply> {
+        self.look(answer.headers());
+        answer.map(|body| {
+            let call = Some(self);
+            Reply::tonic(Body::new(Counted { inner: body, call }))
+        })
+    }
+
     /// Notes the end, if these headers are an answer's last ones.
-    pub(super) fn look(&mut self, headers: &HeaderMap) {
+    fn look(&mut self, headers: &HeaderMap) {
         self.code = code(headers).unwrap_or(self.code);
     }
 }
@@ -204,21 +218,14 @@ impl Drop for Call {
 
 pin_project! {
     /// The body of a call's answer, with which the call ends.
-    pub(super) struct Counted<B> {
+    struct Counted<B> {
         #[pin]
         inner: B,
         call: Option<Call>,
     }
 }
 
-impl<B> Counted<B> {
-    pub(super) fn new(inner: B, call: Call) -> Self {
-        let call = Some(call);
-        Self { inner, call }
-    }
-}
-
-impl<B: Body> Body for Counted<B> {
+impl<B: HttpBody> HttpBody for Counted<B> {
     type Data = B::Data;
     type Error = B::Error;
 

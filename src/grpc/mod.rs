@@ -24,6 +24,7 @@ pub mod trace;
 mod unary;
 mod validate;
 
+pub use caller::Peer;
 pub use calls::Calls;
 pub use front::{Front, House};
 

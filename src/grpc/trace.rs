@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn a_call_that_is_not_sampled_takes_no_memory_for_its_trace() {
         let (tracing, path) = (tracing(), "/gatekey.v1.KeyService/Validate");
-        let mut taken = |flags: Option<&str>| {
+        let taken = |flags: Option<&str>| {
             let parent = flags.map(|flags| format!("00-{TRACE}-00f067aa0ba902b7-{flags}"));
             let headers = headers(&parent.as_deref().into_iter().collect::<Vec<_>>());
             let open = || open(&tracing, path, &headers).is_some();
@@ -343,7 +343,10 @@ mod tests {
         assert_eq!(taken(None), (false, 0));
         assert_eq!(taken(Some("00")), (false, 0));
         let (opened, count) = taken(Some("01"));
-        assert!(opened && count > 0, "what is sampled is seen to take memory");
+        assert!(
+            opened && count > 0,
+            "what is sampled is seen to take memory"
+        );
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! The order of the start and of the stop is here, top to bottom.
 
 pub mod config;
+mod connection;
 pub mod health;
 mod keyfile;
 mod metrics;
 mod telemetry;
+mod tls;
 mod workers;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -24,10 +26,12 @@ use tracing::{info, warn};
 
 use self::{
     config::{Config, MetricsListen, ValidateAuth},
+    connection::Term,
     health::Readiness,
     keyfile::KeyFiles,
     metrics::Process,
     telemetry::{Telemetry, TelemetryError},
+    tls::Tls,
     workers::Workers,
 };
 use crate::{
@@ -54,6 +58,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// How long an acceptor waits when there are no file descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why gatekey could not start, in one line.
 #[derive(Debug, Error)]
@@ -103,6 +109,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let tls = Tls::start(config)?;
     let store = tokio::select! {
         store = open_store(config) => store?,
         // Nothing has been begun.
@@ -119,12 +126,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = bind("GATEKEY_LISTEN", config.listen).await?;
-    let listen = listener.local_addr()?;
-    let metrics = match config.metrics_listen {
-        MetricsListen::At(address) => Some(bind("GATEKEY_METRICS_LISTEN", address).await?),
-        MetricsListen::Off => None,
-    };
+    let ports = Ports::bind(config).await?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
@@ -161,7 +163,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
             clock.clone(),
             repepper,
         ),
-        log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
+        log: Log::new(Arc::clone(&store), clock.clone(), replica.applied()),
         keyring,
         replica: Arc::clone(&replica),
         usage: Arc::clone(&usage),
@@ -174,11 +176,20 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
-    let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
-    let house = House::new(doors, others, TraceLayer::new(telemetry.tracing()));
-    let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
-    let metrics_listen = metrics.as_ref().map(TcpListener::local_addr).transpose()?;
-    let telling = metrics.map(|listener| {
+    let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
+    // Until the very end: probes are to see that it stops.
+    let term = Term::new(config, &cut);
+    let _probes = ports
+        .health
+        .map(|port| health::answer(port, health.clone(), term));
+    let house = House::new(
+        doors,
+        with_reflection(health)?,
+        TraceLayer::new(telemetry.tracing()),
+    );
+    let term = Term::new(config, &stop);
+    let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
+    let telling = ports.metrics.map(|listener| {
         let told = Told::new(vec![
             Arc::new(Process { started }),
             Arc::new(house),
@@ -192,30 +203,27 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, told)))
     });
     info!(
-        listen = %listen,
-        metrics = metrics_listen.map(tracing::field::display),
+        listen = %ports.listen,
+        tls = tls.is_some(),
+        health_listen = ports.health_listen.map(tracing::field::display),
+        metrics_listen = ports.metrics_listen.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
-    tell_first_steps(&made, config, listen);
+    tell_first_steps(&made, config, ports.listen);
 
     let asked = tokio::select! {
-        () = workers.accept(&listener, &stop) => "none",
+        () = workers.accept(&ports.main, &stop) => "none",
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
     readiness.end().await;
-    drop(listener);
+    drop(ports.main);
     stop.cancel();
-    let mut ended = tokio::task::spawn_blocking(|| workers.join());
-    if time::timeout(config.drain, &mut ended).await.is_err() {
-        warn!("calls were cut off that did not finish in time");
-        cut.cancel();
-        ended.await.map_err(io::Error::other)?;
-    }
+    finish(workers, config.drain, &cut).await?;
     drop(telling);
     // Nobody is answered any more: nobody is to wait for this replica.
     following.abort();
@@ -246,6 +254,49 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             }
             Err(error) => return Err(bad_store(config, &error)),
         }
+    }
+}
+
+/// Waits for the calls in flight, and cuts off those that take too long.
+async fn finish(workers: Workers, drain: Duration, cut: &CancellationToken) -> io::Result<()> {
+    let mut ended = tokio::task::spawn_blocking(|| workers.join());
+    if time::timeout(drain, &mut ended).await.is_err() {
+        warn!("calls were cut off that did not finish in time");
+        cut.cancel();
+        ended.await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// The ports, taken.
+struct Ports {
+    main: TcpListener,
+    listen: SocketAddr,
+    health: Option<TcpListener>,
+    health_listen: Option<SocketAddr>,
+    metrics: Option<TcpListener>,
+    metrics_listen: Option<SocketAddr>,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let main = bind("GATEKEY_LISTEN", config.listen).await?;
+        let health = match config.health_listen {
+            Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
+            None => None,
+        };
+        let metrics = match config.metrics_listen {
+            MetricsListen::At(address) => Some(bind("GATEKEY_METRICS_LISTEN", address).await?),
+            MetricsListen::Off => None,
+        };
+        Ok(Self {
+            listen: main.local_addr()?,
+            health_listen: health.as_ref().map(TcpListener::local_addr).transpose()?,
+            metrics_listen: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
+            main,
+            health,
+            metrics,
+        })
     }
 }
 

@@ -1,53 +1,49 @@
 //! The log, read: pages of it for auditors, a stream of it for those who follow.
 //!
-//! Followers are woken by this process's own changes, and look by themselves for those of
-//! others: what they see is right without any wake.
+//! Followers look when this process has seen the log grow, whoever changed what: one looks for all.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::{
-    sync::{mpsc, watch},
-    time,
-};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::refused::{Refused, in_view};
 use crate::{
     domain::{
-        caller::{Action, Caller},
+        caller::{Action, Caller, Principal},
         clock::Clock,
         event::Event,
         page::Page,
+        standing::Standing,
+        tenant::SYSTEM,
     },
     store::{EventQuery, Store, StoreError},
 };
 
-/// How often a follower looks for changes made by other replicas.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How many events a follower reads at once.
 const BATCH: u32 = 200;
 /// How many events may wait for a slow subscriber before the follower waits, too.
 const AHEAD: usize = 64;
+/// How many may follow at once: each of them looks by itself.
+const FOLLOWERS_MAX: usize = 256;
 
 /// Reads the log.
 pub struct Log {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    changed: watch::Receiver<i64>,
+    grown: watch::Receiver<i64>,
+    followers: Arc<Semaphore>,
 }
 
 impl Log {
-    /// The log in `store`; `changed` tells of this process's own changes.
+    /// The log in `store`; `grown` tells when it has grown.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn Store>,
-        clock: Arc<dyn Clock>,
-        changed: watch::Receiver<i64>,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, grown: watch::Receiver<i64>) -> Self {
         Self {
             store,
             clock,
-            changed,
+            grown,
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         }
     }
 
@@ -63,22 +59,28 @@ impl Log {
     /// cancelled. Ends after an error, which it sends: also when the caller loses the right.
     ///
     /// # Errors
-    /// When the caller may not read these events.
+    /// When the caller may not read these events, or as many follow as may.
     pub fn follow(
         &self,
         watch: Watch,
         stop: CancellationToken,
     ) -> Result<mpsc::Receiver<Result<Event, Refused>>, Refused> {
         in_view(&watch.caller, watch.tenant.clone(), Action::EventsRead)?;
+        let followers = Arc::clone(&self.followers);
+        let inside = followers.try_acquire_owned();
+        let inside = inside.map_err(|_| Refused::Followed)?;
         let (sender, receiver) = mpsc::channel(AHEAD);
         let follower = Follower {
             store: Arc::clone(&self.store),
             clock: Arc::clone(&self.clock),
-            changed: self.changed.clone(),
+            grown: self.grown.clone(),
             watch,
             sender,
         };
-        tokio::spawn(async move { stop.run_until_cancelled(follower.run()).await });
+        tokio::spawn(async move {
+            let _inside = inside;
+            stop.run_until_cancelled(follower.run()).await
+        });
         Ok(receiver)
     }
 }
@@ -96,7 +98,7 @@ pub struct Watch {
 struct Follower {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    changed: watch::Receiver<i64>,
+    grown: watch::Receiver<i64>,
     watch: Watch,
     sender: mpsc::Sender<Result<Event, Refused>>,
 }
@@ -105,7 +107,7 @@ impl Follower {
     async fn run(mut self) {
         while !self.sender.is_closed() {
             // Seen before looking, so that a change during the look is looked for again.
-            self.changed.mark_unchanged();
+            self.grown.mark_unchanged();
             match self.send_new().await {
                 Ok(()) => {}
                 Err(refused) => {
@@ -115,8 +117,9 @@ impl Follower {
                 }
             }
             tokio::select! {
-                _ = self.changed.changed() => {}
-                () = time::sleep(LOOK_EVERY) => {}
+                grown = self.grown.changed() => if grown.is_err() {
+                    return;
+                },
                 () = self.sender.closed() => return,
             }
         }
@@ -153,11 +156,19 @@ impl Follower {
 
     async fn caller_now(&self) -> Result<Caller, Refused> {
         let caller = &self.watch.caller;
-        let Some(id) = caller.credential else {
-            return Ok(caller.clone());
+        let standing = match &caller.principal {
+            Principal::Admin => return Ok(caller.clone()),
+            Principal::Key(id) => {
+                let found = self.store.load(*id).await?.found;
+                found.map(|(grant, _)| Standing::of(&grant))
+            }
+            Principal::Owner(name) => {
+                let loaded = self.store.load_owner(SYSTEM, name).await?;
+                let owner = loaded.owner.as_ref();
+                Some(Standing::of_owner(name, owner, &loaded.tenant))
+            }
         };
-        let found = self.store.load(id).await?.found;
-        let renewed = found.and_then(|(grant, _)| caller.renewed(&grant, self.clock.now()));
+        let renewed = standing.and_then(|standing| caller.renewed(&standing, self.clock.now()));
         renewed.ok_or(Refused::CallerGone)
     }
 }

@@ -7,8 +7,8 @@ use opentelemetry::trace::SpanKind;
 use tokio::time::Instant;
 
 use super::{
-    Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas, Store,
-    StoreError, WarmPage, WarmQuery,
+    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
+    Replicas, Store, StoreError, WarmPage, WarmQuery,
 };
 use crate::{
     domain::{
@@ -174,6 +174,11 @@ impl<S: Store> Replicas for Measured<S> {
 impl<S: Store> Store for Measured<S> {
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
         self.calls.run(Call::Load, self.store.load(id)).await
+    }
+
+    async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
+        let work = self.store.load_owner(tenant, owner);
+        self.calls.run(Call::Load, work).await
     }
 
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {

@@ -5,6 +5,7 @@
 //! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
 //! [`StoreError`]'s source, for the log.
 
+mod bounded;
 mod column;
 pub mod listing;
 mod measured;
@@ -90,6 +91,16 @@ pub struct Loaded {
     pub head: i64,
     /// Nothing when there is no such key.
     pub found: Option<(Grant, Verifier)>,
+}
+
+/// What is to be known of one who calls by an owner's name, of one moment.
+#[derive(Clone, Debug)]
+pub struct LoadedOwner {
+    /// The revision that the rest is at least as new as.
+    pub head: i64,
+    /// Its record, if it has one.
+    pub owner: Option<Owner>,
+    pub tenant: Tenant,
 }
 
 /// What a replica says of itself.
@@ -184,6 +195,9 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 pub trait Store: Replicas + Tell {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
+
+    /// Reads, in one statement, an owner with its tenant, which exists, and the revision of the log.
+    async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError>;
 
     /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
     /// all that bounds them and the revision of the log.
@@ -388,18 +402,21 @@ fn passes(answer: &dyn DatabaseError) -> bool {
     })
 }
 
+/// After how long of silence a statement is given up: a little longer than PostgreSQL lets one run.
+const SILENCE: Duration = Duration::from_secs(35);
+
 /// Runs what changes nothing, again if it is broken off.
 async fn again<T, F>(run: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     for pause in AGAIN_AFTER {
-        match run().await {
+        match bounded::in_time(run()).await {
             Err(StoreError::Interrupted(_)) => time::sleep(pause).await,
             answered => return answered,
         }
     }
-    run().await
+    bounded::in_time(run()).await
 }
 
 impl From<sqlx::Error> for OpenError {

@@ -24,8 +24,10 @@ use crate::{
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
-        Store, StoreError, WarmPage, WarmQuery, again, column,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
+        Replicas, Store, StoreError, WarmPage, WarmQuery, again,
+        bounded::Bounded,
+        column,
         listing::{self, Param},
         text,
     },
@@ -149,6 +151,23 @@ impl Store for SqlStore {
         Ok(Loaded {
             head: row.try_get("head")?,
             found,
+        })
+    }
+
+    async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
+        let row = again(|| async {
+            Ok(query(text::LOAD_OWNER)
+                .bind(tenant)
+                .bind(owner)
+                .fetch_one(&self.reader)
+                .await?)
+        })
+        .await?;
+        let recorded = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
+        Ok(LoadedOwner {
+            head: row.try_get("head")?,
+            owner: recorded.then(|| row::owner(&row)).transpose()?,
+            tenant: row::tenant(&row)?,
         })
     }
 
@@ -306,10 +325,11 @@ impl Store for SqlStore {
             let revision = query_scalar(text::NEXT_REVISION)
                 .fetch_one(&mut *transaction)
                 .await?;
-            Ok(Box::new(SqlMutation {
+            let mutation = SqlMutation {
                 transaction,
                 revision,
-            }) as Box<dyn Mutation>)
+            };
+            Ok(Box::new(Bounded(mutation)) as Box<dyn Mutation>)
         })
         .await
     }

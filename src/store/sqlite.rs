@@ -5,7 +5,6 @@
 
 use std::{
     fs::{File, TryLockError},
-    future,
     path::{Path, PathBuf},
     str::FromStr as _,
     sync::Arc,
@@ -17,6 +16,8 @@ use sqlx::{
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+
+use tokio::sync::Notify;
 
 use super::{OpenError, Store, measured::Measured, text};
 
@@ -53,18 +54,18 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let lock = lock(&real(file))?;
 
     let reader = writer.clone().create_if_missing(false).read_only(true);
-    let writer = SqlitePoolOptions::new()
-        .max_connections(1)
+    let pool = SqlitePoolOptions::new()
         .acquire_timeout(PATIENCE)
-        .connect_with(writer)
-        .await?;
+        // A file does not break off.
+        .test_before_acquire(false);
+    let writer = pool.clone().max_connections(1).connect_with(writer).await?;
     MIGRATIONS.run(&writer).await?;
     // The one connection that the only member's row is on.
-    let pulse = SqlitePoolOptions::new()
+    let pulse = pool
+        .clone()
         .max_connections(1)
         .idle_timeout(None)
         .max_lifetime(None)
-        .acquire_timeout(PATIENCE)
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection
@@ -74,29 +75,28 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
             })
         })
         .connect_lazy_with(reader.clone());
-    let reader = SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .acquire_timeout(PATIENCE)
-        .connect_with(reader)
-        .await?;
+    let reader = pool.max_connections(READERS).connect_with(reader).await?;
     Ok(Arc::new(Measured::new(sql::SqlStore {
         reader,
         writer,
         pulse,
-        hints: Hints,
+        hints: Hints::default(),
         lock: Some(lock),
     })))
 }
 
-/// There is nobody to tell.
-struct Hints;
+/// There is this process alone to tell.
+#[derive(Default)]
+struct Hints(Notify);
 
 #[expect(clippy::unused_async, reason = "as the other engine has it")]
 impl Hints {
-    async fn send(&self, _: &SqlitePool) {}
+    async fn send(&self, _: &SqlitePool) {
+        self.0.notify_one();
+    }
 
     async fn next(&self, _: &SqlitePool) {
-        future::pending::<()>().await;
+        self.0.notified().await;
     }
 
     async fn close(&self) {}

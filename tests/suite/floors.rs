@@ -10,7 +10,7 @@ use std::{
 const FLOORS: [&str; 6] = ["server", "grpc", "service", "store", "domain", "meter"];
 
 /// Which crate may be named under which paths alone.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("sqlx", &["store/"]),
     ("tonic", &["grpc/", "server/"]),
     ("tonic_types", &["grpc/", "server/"]),
@@ -19,6 +19,8 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("argon2", &["service/secret/"]),
     ("clap", &["server/"]),
     ("prometheus_client", &["meter/"]),
+    ("rustls", &["server/tls"]),
+    ("webpki", &["server/tls"]),
 ];
 
 /// Rooms that do not know each other.

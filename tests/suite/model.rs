@@ -613,7 +613,8 @@ fn no_key_is_allowed_after_its_revocation_was_enforced() {
     }
 }
 
-/// The model would notice each of these.
+/// The model would notice each of these. A release build has no faults.
+#[cfg(debug_assertions)]
 #[test]
 fn every_fault_is_noticed() {
     let missed: Vec<_> = Fault::ALL
@@ -657,6 +658,8 @@ async fn is_answered_from_memory_before_the_first_renewal(faults: Faults) -> boo
 #[tokio::test(start_paused = true)]
 async fn joining_grants_no_lease() {
     assert!(!is_answered_from_memory_before_the_first_renewal(Faults::NONE).await);
-    let granted = Faults::with(Fault::JoinGrants);
-    assert!(is_answered_from_memory_before_the_first_renewal(granted).await);
+    if cfg!(debug_assertions) {
+        let granted = Faults::with(Fault::JoinGrants);
+        assert!(is_answered_from_memory_before_the_first_renewal(granted).await);
+    }
 }

@@ -11,7 +11,6 @@ mod tenants;
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tracing::info;
 
 use super::{
@@ -21,11 +20,12 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::{Action, Caller},
+        caller::{Action, Caller, Principal},
         clock::{Clock, Timestamp},
         event::{Change, Details, EventKind},
         key::{Grant, Key},
         scope::Scopes,
+        standing::Standing,
         tenant::{SYSTEM, Tenant},
         token::KeyId,
     },
@@ -40,8 +40,6 @@ pub struct Keyring {
     secrets: Arc<Secrets>,
     clock: Arc<dyn Clock>,
     cache: Arc<Cache>,
-    /// The revision of the last change made here: wakes those who follow the log.
-    changed: watch::Sender<i64>,
 }
 
 impl Keyring {
@@ -55,32 +53,32 @@ impl Keyring {
     ) -> Self {
         Self {
             store,
-            cache,
             secrets,
             clock,
-            changed: watch::Sender::new(0),
+            cache,
         }
-    }
-
-    /// Tells of each change made here, by its revision.
-    #[must_use]
-    pub fn changed(&self) -> watch::Receiver<i64> {
-        self.changed.subscribe()
     }
 
     /// Begins a mutation by a caller, who may have lost rights since the call came: returns the
     /// caller as of now.
     async fn begin(&self, caller: &Caller) -> Result<(Box<dyn Mutation>, Caller), Refused> {
         let mut mutation = self.store.begin().await?;
-        let Some(id) = caller.credential else {
-            return Ok((mutation, caller.clone()));
+        let standing = match &caller.principal {
+            Principal::Admin => return Ok((mutation, caller.clone())),
+            Principal::Key(id) => {
+                let key = mutation.find_key(*id).await?.ok_or(Refused::CallerGone)?;
+                let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
+                let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
+                Standing::of(&Grant { key, owner, tenant })
+            }
+            Principal::Owner(name) => {
+                let owner = mutation.find_owner(SYSTEM, name).await?;
+                let tenant = tenant_in(&mut *mutation, SYSTEM).await?;
+                Standing::of_owner(name, owner.as_ref(), &tenant)
+            }
         };
-        let key = mutation.find_key(id).await?.ok_or(Refused::CallerGone)?;
-        let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
-        let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
-        let grant = Grant { key, owner, tenant };
         let caller = caller
-            .renewed(&grant, self.clock.now())
+            .renewed(&standing, self.clock.now())
             .ok_or(Refused::CallerGone)?;
         Ok((mutation, caller))
     }
@@ -102,8 +100,6 @@ impl Keyring {
         let store = Arc::clone(&self.store);
         tokio::spawn(async move { store.hint().await });
         committed?;
-        // Changes may end out of order here; followers are only woken by it.
-        self.changed.send_replace(revision);
         let (actor, kind, key_id, tenant_id) = told;
         info!(
             actor,

@@ -21,7 +21,10 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::{Notify, watch},
+    time,
+};
 use tracing::{error, info, warn};
 
 use self::{others::Others, wait::Waits};
@@ -55,7 +58,7 @@ pub struct Replica {
     lease: Duration,
     faults: Faults,
     /// Up to which revision memory is true.
-    applied: AtomicI64,
+    applied: watch::Sender<i64>,
     /// The log's head as it was last seen.
     head: AtomicI64,
     /// Wakes it for a change made here.
@@ -108,7 +111,7 @@ impl Replica {
             lease,
             faults: cache.faults(),
             cache,
-            applied: AtomicI64::new(0),
+            applied: watch::Sender::new(0),
             head: AtomicI64::new(0),
             nudge: Notify::new(),
             others: Others::default(),
@@ -120,6 +123,12 @@ impl Replica {
     #[must_use]
     pub fn lease_left(&self) -> Duration {
         self.cache.lease().deadline().left(&*self.clock)
+    }
+
+    /// Up to which revision this replica has followed the log.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<i64> {
+        self.applied.subscribe()
     }
 
     /// Joins the replicas and follows the log, until dropped.
@@ -181,9 +190,9 @@ impl Replica {
             match joined {
                 Ok(Ok(head)) => {
                     self.cache.clear(head);
-                    self.applied.store(head, Ordering::SeqCst);
                     // Not the highest: the log may have become shorter.
                     self.head.store(head, Ordering::Relaxed);
+                    self.applied.send_replace(head);
                     if self.faults.has(Fault::JoinGrants) {
                         self.cache.lease().grant(asked + self.lease);
                     }
@@ -314,8 +323,10 @@ impl Replica {
             }
             self.cache.apply(event.revision, &event.change.touched());
             progress.applied = event.revision;
-            self.applied.store(event.revision, Ordering::SeqCst);
         }
+        self.applied.send_if_modified(|applied| {
+            std::mem::replace(applied, progress.applied) != progress.applied
+        });
         Ok(())
     }
 
@@ -339,7 +350,7 @@ impl Replica {
 impl Tell for Replica {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         // In this order, so that what is applied is not ahead.
-        let applied = self.applied.load(Ordering::SeqCst);
+        let applied = *self.applied.borrow();
         let head = self.head.load(Ordering::Relaxed).max(applied);
         page.gauge(
             "gatekey_lease_remaining_seconds",

@@ -153,7 +153,7 @@ impl Replica {
         let members = members.ok()?;
         self.others.note_leases(&members);
         // What this one has applied it knows without having written it.
-        let own = self.applied.load(Ordering::SeqCst);
+        let own = *self.applied.borrow();
         let behind = |member: &&Member| {
             let own = if member.id == self.id() { own } else { 0 };
             member.applied.max(own) < revision

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 12] = [
+const SETTINGS: [(&str, &str, &str); 13] = [
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
     (
         "--metrics-listen",
@@ -34,6 +34,7 @@ const SETTINGS: [(&str, &str, &str); 12] = [
     ("--warm-keys", "GATEKEY_WARM_KEYS", "100000"),
     ("--lease", "GATEKEY_LEASE", "10s"),
     ("--validate-auth", "GATEKEY_VALIDATE_AUTH", "required"),
+    ("--max-connection-age", "GATEKEY_MAX_CONNECTION_AGE", "15m"),
     ("--drain", "GATEKEY_DRAIN", "20s"),
     ("--log", "GATEKEY_LOG", "info"),
     ("--log-format", "GATEKEY_LOG_FORMAT", "text"),
@@ -82,6 +83,7 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
     const ADDRESS: &str = "must be an address and a port, such as 127.0.0.1:50051";
     const METRICS: &str = "must be an address and a port, such as 127.0.0.1:9464, or off";
     const DURATION: &str = "must be a duration with its unit, such as 500ms, 10s or 15m";
+    const AGE: &str = "must be between 1s and 365days";
     const LEVEL: &str = "must be off, error, warn, info, debug or trace";
     const URL: &str = "it is neither sqlite://<file> nor postgres://<user>@<host>/<database>";
     for (variable, value, right) in [
@@ -91,6 +93,12 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_LISTEN", "", ADDRESS),
         ("GATEKEY_METRICS_LISTEN", "nowhere", METRICS),
         ("GATEKEY_METRICS_LISTEN", "", METRICS),
+        ("GATEKEY_HEALTH_LISTEN", "nowhere", ADDRESS),
+        ("GATEKEY_HEALTH_LISTEN", "", ADDRESS),
+        ("GATEKEY_MAX_CONNECTION_AGE", "15", DURATION),
+        ("GATEKEY_MAX_CONNECTION_AGE", "0s", AGE),
+        ("GATEKEY_MAX_CONNECTION_AGE", "999ms", AGE),
+        ("GATEKEY_MAX_CONNECTION_AGE", "366days", AGE),
         ("GATEKEY_DRAIN", "20", DURATION),
         ("GATEKEY_DRAIN", "-1s", DURATION),
         ("GATEKEY_DRAIN", "", DURATION),

@@ -58,6 +58,12 @@ impl Setup {
         self
     }
 
+    /// Takes a setting away.
+    pub fn unset(mut self, name: &str) -> Setup {
+        self.settings.remove(name);
+        self
+    }
+
     /// The server's folder and working directory, removed with the last user of this setup.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -82,7 +88,7 @@ impl Setup {
             let fields = &line["fields"];
             let address = |name: &str| fields[name].as_str()?.parse().ok();
             (fields["message"] == "serving")
-                .then(|| Some((address("listen")?, address("metrics"))))?
+                .then(|| Some((address("listen")?, address("metrics_listen"))))?
         });
         let (addr, metrics) = serving
             .await
@@ -170,6 +176,16 @@ impl Gatekey {
     /// Where it tells its metrics, which the setup must ask for.
     pub fn metrics(&self) -> SocketAddr {
         self.metrics.expect("GATEKEY_METRICS_LISTEN is an address")
+    }
+
+    /// Where it listens for probes; it must have been told to.
+    pub fn health_addr(&self) -> SocketAddr {
+        let logs = self.logs();
+        let mut lines = logs.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line["fields"]["health_listen"].as_str()?.parse().ok()
+        });
+        lines.next().expect("it has a port for probes")
     }
 
     /// The id of its process.
