@@ -414,10 +414,8 @@ impl From<sqlx::Error> for OpenError {
             {
                 Self::Pooler
             }
-            // 57P03: it is starting up or shutting down; 53300: too many connections.
-            sqlx::Error::Database(answer)
-                if !matches!(answer.code().as_deref(), Some("57P03" | "53300")) =>
-            {
+            // It may be stopping or starting.
+            sqlx::Error::Database(answer) if !passes(&*answer) => {
                 Self::Refused(answer.message().to_owned())
             }
             other => Self::Unreachable(other.into()),
