@@ -414,8 +414,12 @@ impl From<sqlx::Error> for OpenError {
             {
                 Self::Pooler
             }
-            // It may be stopping or starting.
-            sqlx::Error::Database(answer) if !passes(&*answer) => {
+            // 57P: it is stopping or starting; 53300: too many connections.
+            sqlx::Error::Database(answer)
+                if !answer
+                    .code()
+                    .is_some_and(|code| code.starts_with("57P") || code == "53300") =>
+            {
                 Self::Refused(answer.message().to_owned())
             }
             other => Self::Unreachable(other.into()),
