@@ -153,7 +153,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
         validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
-        log: Log::new(Arc::clone(&store), clock.clone(), keyring.changed()),
+        log: Log::new(Arc::clone(&store), clock.clone(), replica.applied()),
         keyring,
         replica: Arc::clone(&replica),
         usage,

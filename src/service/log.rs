@@ -1,14 +1,10 @@
 //! The log, read: pages of it for auditors, a stream of it for those who follow.
 //!
-//! Followers are woken by this process's own changes, and look by themselves for those of
-//! others: what they see is right without any wake.
+//! Followers look when this process has seen the log grow, whoever changed what: one looks for all.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    time,
-};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::refused::{Refused, in_view};
@@ -24,8 +20,6 @@ use crate::{
     store::{EventQuery, Store, StoreError},
 };
 
-/// How often a follower looks for changes made by other replicas.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How many events a follower reads at once.
 const BATCH: u32 = 200;
 /// How many events may wait for a slow subscriber before the follower waits, too.
@@ -37,22 +31,18 @@ const FOLLOWERS_MAX: usize = 256;
 pub struct Log {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    changed: watch::Receiver<i64>,
+    grown: watch::Receiver<i64>,
     followers: Arc<Semaphore>,
 }
 
 impl Log {
-    /// The log in `store`; `changed` tells of this process's own changes.
+    /// The log in `store`; `grown` tells when it has grown.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn Store>,
-        clock: Arc<dyn Clock>,
-        changed: watch::Receiver<i64>,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, grown: watch::Receiver<i64>) -> Self {
         Self {
             store,
             clock,
-            changed,
+            grown,
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         }
     }
@@ -83,7 +73,7 @@ impl Log {
         let follower = Follower {
             store: Arc::clone(&self.store),
             clock: Arc::clone(&self.clock),
-            changed: self.changed.clone(),
+            grown: self.grown.clone(),
             watch,
             sender,
         };
@@ -108,7 +98,7 @@ pub struct Watch {
 struct Follower {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    changed: watch::Receiver<i64>,
+    grown: watch::Receiver<i64>,
     watch: Watch,
     sender: mpsc::Sender<Result<Event, Refused>>,
 }
@@ -117,7 +107,7 @@ impl Follower {
     async fn run(mut self) {
         while !self.sender.is_closed() {
             // Seen before looking, so that a change during the look is looked for again.
-            self.changed.mark_unchanged();
+            self.grown.mark_unchanged();
             match self.send_new().await {
                 Ok(()) => {}
                 Err(refused) => {
@@ -127,8 +117,9 @@ impl Follower {
                 }
             }
             tokio::select! {
-                _ = self.changed.changed() => {}
-                () = time::sleep(LOOK_EVERY) => {}
+                grown = self.grown.changed() => if grown.is_err() {
+                    return;
+                },
                 () = self.sender.closed() => return,
             }
         }

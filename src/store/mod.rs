@@ -5,6 +5,7 @@
 //! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
 //! [`StoreError`]'s source, for the log.
 
+mod bounded;
 mod column;
 pub mod listing;
 mod postgres;
@@ -399,18 +400,21 @@ fn passes(answer: &dyn DatabaseError) -> bool {
     })
 }
 
+/// After how long of silence a statement is given up: a little longer than PostgreSQL lets one run.
+const SILENCE: Duration = Duration::from_secs(35);
+
 /// Runs what changes nothing, again if it is broken off.
 async fn again<T, F>(run: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     for pause in AGAIN_AFTER {
-        match run().await {
+        match bounded::in_time(run()).await {
             Err(StoreError::Interrupted(_)) => time::sleep(pause).await,
             answered => return answered,
         }
     }
-    run().await
+    bounded::in_time(run()).await
 }
 
 impl From<sqlx::Error> for OpenError {

@@ -3,7 +3,7 @@
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, PgPool,
+    ConnectOptions as _, Connection as _, PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     query, query_scalar,
 };
@@ -39,6 +39,8 @@ const CHANNEL: &str = "gatekey";
 const LISTEN_RETRY: Duration = Duration::from_secs(1);
 /// How long a statement waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a connection may be idle and still be taken for one that answers.
+const IDLE: Duration = Duration::from_secs(1);
 /// Any number, as long as every release has the same.
 const MIGRATION_LOCK: i64 = 0x6761_7465_6b65_7900;
 
@@ -168,6 +170,26 @@ async fn migrate(pool: &PgPool) -> Result<(), OpenError> {
 async fn pool(connections: u32, options: PgConnectOptions) -> Result<PgPool, OpenError> {
     let pool = PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(PATIENCE);
+        .acquire_timeout(PATIENCE)
+        // A trip that doubles what a read costs: only where a connection may have been broken off
+        // meanwhile. What is broken off nevertheless is tried again.
+        .test_before_acquire(false)
+        .before_acquire(|connection, pooled| {
+            Box::pin(async move {
+                if pooled.idle_for > IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_release(|connection, _| {
+            // sqlx asks by itself whether a connection that is given back still answers, and
+            // would wait for that for as long as TCP does, while nobody else gets one instead.
+            Box::pin(async move {
+                let answered = time::timeout(PATIENCE, connection.ping()).await;
+                answered.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+                Ok(true)
+            })
+        });
     Ok(pool.connect_with(options).await?)
 }

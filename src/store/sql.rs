@@ -24,7 +24,9 @@ use crate::{
     },
     store::{
         Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery, again, column,
+        Replicas, Store, StoreError, WarmPage, WarmQuery, again,
+        bounded::Bounded,
+        column,
         listing::{self, Param},
         text,
     },
@@ -297,10 +299,11 @@ impl Store for SqlStore {
             let revision = query_scalar(text::NEXT_REVISION)
                 .fetch_one(&mut *transaction)
                 .await?;
-            Ok(Box::new(SqlMutation {
+            let mutation = SqlMutation {
                 transaction,
                 revision,
-            }) as Box<dyn Mutation>)
+            };
+            Ok(Box::new(Bounded(mutation)) as Box<dyn Mutation>)
         })
         .await
     }

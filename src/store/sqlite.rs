@@ -5,7 +5,6 @@
 
 use std::{
     fs::{File, TryLockError},
-    future,
     path::{Path, PathBuf},
     str::FromStr as _,
     sync::Arc,
@@ -17,6 +16,8 @@ use sqlx::{
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+
+use tokio::sync::Notify;
 
 use super::{OpenError, Store, text};
 
@@ -79,20 +80,23 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         reader,
         writer,
         pulse,
-        hints: Hints,
+        hints: Hints::default(),
         lock: Some(lock),
     }))
 }
 
-/// There is nobody to tell.
-struct Hints;
+/// There is this process alone to tell.
+#[derive(Default)]
+struct Hints(Notify);
 
 #[expect(clippy::unused_async, reason = "as the other engine has it")]
 impl Hints {
-    async fn send(&self, _: &SqlitePool) {}
+    async fn send(&self, _: &SqlitePool) {
+        self.0.notify_one();
+    }
 
     async fn next(&self, _: &SqlitePool) {
-        future::pending::<()>().await;
+        self.0.notified().await;
     }
 
     async fn close(&self) {}

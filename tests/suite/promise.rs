@@ -32,7 +32,7 @@ const PLACES: usize = REPLICAS + 1;
 /// How many ask each replica at once, and how long each rests after an answer.
 const ASKERS: usize = 8;
 const REST: Duration = Duration::from_millis(5);
-const WORKERS: usize = 12;
+const WORKERS: usize = 20;
 /// How many things go wrong at the same time.
 const FAULTS: usize = 2;
 
@@ -41,7 +41,7 @@ const REVOCATIONS: usize = 500;
 /// Not even the slowest machine needs this many times the time that was asked for.
 const PATIENCE: u32 = 10;
 /// How many owners' keys are used up in a second, at most.
-const OWNERS_A_SECOND: usize = 15;
+const OWNERS_A_SECOND: usize = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_answered_by_what_was_true_before_a_change_was_enforced() {

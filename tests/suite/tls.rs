@@ -414,6 +414,10 @@ async fn health_is_asked_over_tls_or_on_its_own_plaintext_port() {
 
 #[tokio::test]
 async fn files_of_tls_that_cannot_work_are_told_in_one_line_and_not_shown() {
+    const CERT: &str = "GATEKEY_TLS_CERT_FILE";
+    const KEY: &str = "GATEKEY_TLS_KEY_FILE";
+    const CA: &str = "GATEKEY_TLS_CLIENT_CA_FILE";
+
     let authority = Authority::new("ours");
     let setup = Gatekey::sqlite();
     let folder = setup.folder();
@@ -423,10 +427,7 @@ async fn files_of_tls_that_cannot_work_are_told_in_one_line_and_not_shown() {
     fs::write(folder.join("empty"), "").expect("the folder takes files");
     fs::write(folder.join("text"), "hunter2").expect("the folder takes files");
     fs::write(folder.join("broken"), one.cert.replace("MII", "hunter2")).expect("it takes files");
-    fs::write(folder.join("broken.key"), one.key.replace("M", "hunter2!")).expect("it takes files");
-    const CERT: &str = "GATEKEY_TLS_CERT_FILE";
-    const KEY: &str = "GATEKEY_TLS_KEY_FILE";
-    const CA: &str = "GATEKEY_TLS_CLIENT_CA_FILE";
+    fs::write(folder.join("broken.key"), one.key.replace('M', "hunter2!")).expect("it takes files");
     let cases: [(&[(&str, &str)], &str); 13] = [
         (&[(CERT, "one.crt")], "set GATEKEY_TLS_KEY_FILE, too"),
         (&[(KEY, "one.key")], "set GATEKEY_TLS_CERT_FILE, too"),

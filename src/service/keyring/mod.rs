@@ -11,7 +11,6 @@ mod tenants;
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
 use tracing::info;
 
 use super::{
@@ -41,8 +40,6 @@ pub struct Keyring {
     secrets: Arc<Secrets>,
     clock: Arc<dyn Clock>,
     cache: Arc<Cache>,
-    /// The revision of the last change made here: wakes those who follow the log.
-    changed: watch::Sender<i64>,
 }
 
 impl Keyring {
@@ -56,17 +53,10 @@ impl Keyring {
     ) -> Self {
         Self {
             store,
-            cache,
             secrets,
             clock,
-            changed: watch::Sender::new(0),
+            cache,
         }
-    }
-
-    /// Tells of each change made here, by its revision.
-    #[must_use]
-    pub fn changed(&self) -> watch::Receiver<i64> {
-        self.changed.subscribe()
     }
 
     /// Begins a mutation by a caller, who may have lost rights since the call came: returns the
@@ -110,8 +100,6 @@ impl Keyring {
         let store = Arc::clone(&self.store);
         tokio::spawn(async move { store.hint().await });
         committed?;
-        // Changes may end out of order here; followers are only woken by it.
-        self.changed.send_replace(revision);
         let (actor, kind, key_id, tenant_id) = told;
         info!(
             actor,

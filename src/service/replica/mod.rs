@@ -12,15 +12,15 @@ mod others;
 mod wait;
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use thiserror::Error;
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::{Notify, watch},
+    time,
+};
 use tracing::{error, info, warn};
 
 use self::others::Others;
@@ -53,7 +53,7 @@ pub struct Replica {
     lease: Duration,
     faults: Faults,
     /// Up to which revision memory is true.
-    applied: AtomicI64,
+    applied: watch::Sender<i64>,
     /// Wakes it for a change made here.
     nudge: Notify,
     others: Others,
@@ -103,7 +103,7 @@ impl Replica {
             lease,
             faults: cache.faults(),
             cache,
-            applied: AtomicI64::new(0),
+            applied: watch::Sender::new(0),
             nudge: Notify::new(),
             others: Others::default(),
         }
@@ -113,6 +113,12 @@ impl Replica {
     #[must_use]
     pub fn lease_left(&self) -> Duration {
         self.cache.lease().deadline().left(&*self.clock)
+    }
+
+    /// Up to which revision this replica has followed the log.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<i64> {
+        self.applied.subscribe()
     }
 
     /// Joins the replicas and follows the log, until dropped.
@@ -174,7 +180,7 @@ impl Replica {
             match joined {
                 Ok(Ok(head)) => {
                     self.cache.clear(head);
-                    self.applied.store(head, Ordering::SeqCst);
+                    self.applied.send_replace(head);
                     if self.faults.has(Fault::JoinGrants) {
                         self.cache.lease().grant(asked + self.lease);
                     }
@@ -301,8 +307,10 @@ impl Replica {
             }
             self.cache.apply(event.revision, &event.change.touched());
             progress.applied = event.revision;
-            self.applied.store(event.revision, Ordering::SeqCst);
         }
+        self.applied.send_if_modified(|applied| {
+            std::mem::replace(applied, progress.applied) != progress.applied
+        });
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The wait of who has narrowed what a key may do, until no replica answers by what was before.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use tokio::time;
 
@@ -85,7 +85,7 @@ impl Replica {
         let members = members.ok()?;
         self.others.note_leases(&members);
         // What this one has applied it knows without having written it.
-        let own = self.applied.load(Ordering::SeqCst);
+        let own = *self.applied.borrow();
         let behind = |member: &&Member| {
             let own = if member.id == self.id() { own } else { 0 };
             member.applied.max(own) < revision

@@ -1,9 +1,18 @@
 //! One fault at a time, and what exactly comes of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use gatekey::grpc::proto::{EnforcementState, KeyState, Reason};
-use tokio::time::sleep;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt as _;
@@ -24,6 +33,8 @@ use crate::{
 const LONG: Duration = Duration::from_mins(10);
 /// The patience of a call that has nothing to wait for.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// In this time a replica must have come back that nothing is in the way of.
+const LONG_ENOUGH: Duration = Duration::from_secs(90);
 /// One that is over before a lease is.
 const HASTE: Duration = Duration::from_secs(1);
 
@@ -63,19 +74,20 @@ async fn without_the_store_memory_answers_for_a_lease_and_with_it_all_is_as_it_w
             reason(&client, unknown).await.unwrap_err().code(),
             Code::Unavailable
         );
-        let mut allowed = 1;
+        let mut last = Duration::ZERO;
         let error = loop {
+            let begun = stopped.elapsed();
             match reason(&client, known).await {
                 Ok(reason) => assert_eq!(reason, Reason::Allowed),
                 Err(error) => break error,
             }
-            allowed += 1;
+            last = begun;
             sleep(Duration::from_millis(10)).await;
         };
         println!(
-            "{how:?}: allowed {allowed} times, for {:?} of a lease of {lease:?}",
-            stopped.elapsed()
+            "{how:?}: allowed until {last:?} after the store was lost; the lease is {lease:?}"
         );
+        assert!(last < lease, "memory answered after the lease: {last:?}");
         assert_eq!(error.code(), Code::Unavailable);
         assert!(error.get_details_retry_info().is_some(), "{error:?}");
         slot.becomes(ServingStatus::NotServing).await;
@@ -242,6 +254,54 @@ async fn a_statement_that_comes_late_acknowledges_nothing() {
     fleet.cut(slot, false);
     slot.ready().await;
     all_say(&fleet, key, Reason::Revoked).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_silent_for_ever_are_given_up() {
+    const ASKERS: usize = 16;
+    const ROUNDS: usize = 400;
+    const KEYS: usize = 4000;
+    let lease = Duration::from_secs(1);
+    let fleet = Arc::new(Fleet::started(1, lease, &owners(KEYS, 1)).await);
+    let (slot, client) = (&fleet.slots[0], fleet.slots[0].client());
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut busy = JoinSet::new();
+    for asker in 0..ASKERS {
+        let (fleet, client, next) = (Arc::clone(&fleet), client.clone(), Arc::clone(&next));
+        busy.spawn(async move {
+            loop {
+                let key = &fleet.keys[next.fetch_add(1, Ordering::Relaxed) % (KEYS - 1)];
+                // A caller that does not wait leaves its call behind.
+                let call = async {
+                    if asker % 4 == 0 {
+                        client.revoke_stored(key, Some(HASTE)).await.ok();
+                    } else {
+                        reason(&client, key).await.ok();
+                    }
+                };
+                timeout(HASTE, call).await.ok();
+            }
+        });
+    }
+    for _ in 0..ROUNDS {
+        sleep(HASTE / 20).await;
+        slot.proxy.forget();
+    }
+    busy.shutdown().await;
+
+    let key = &fleet.keys[KEYS - 1];
+    let works = async {
+        while reason(&client, key).await.ok() != Some(Reason::Allowed) {
+            sleep(HASTE / 10).await;
+        }
+        while client.revoke_stored(key, Some(HASTE)).await.is_err() {
+            sleep(HASTE / 10).await;
+        }
+    };
+    let began = Instant::now();
+    let recovered = timeout(LONG_ENOUGH, works).await;
+    println!("works again after {:?}", began.elapsed());
+    assert!(recovered.is_ok(), "it goes on waiting for nobody");
 }
 
 /// Kills the process in this place, as a crash would.
