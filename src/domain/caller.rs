@@ -5,7 +5,6 @@
 
 use super::{
     clock::Timestamp,
-    key::Grant,
     scope::{Scope, Scopes},
     standing::Standing,
     token::KeyId,
@@ -13,6 +12,12 @@ use super::{
 
 /// The actor's name in the log when the admin token was used.
 pub const ADMIN: &str = "admin";
+
+/// Whether a name in a certificate can be an actor's in the log, and not be taken for another's.
+#[must_use]
+pub fn is_owner_name(name: &str) -> bool {
+    name != ADMIN && KeyId::parse(name).is_none()
+}
 
 /// What a call does, as rights name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,15 +77,26 @@ pub enum TenantSet {
     These(Vec<String>),
 }
 
+/// What a caller is known by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Principal {
+    /// The admin token, or this program itself.
+    Admin,
+    /// A key of tenant `system`.
+    Key(KeyId),
+    /// A certificate: the owner of that name in tenant `system`.
+    Owner(String),
+}
+
 /// One who calls, identified.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Caller {
-    /// [`ADMIN`], or the key_id of the credential used.
+    /// [`ADMIN`], the key_id of the credential used, or the name in the certificate used.
     pub actor: String,
     /// The rights in force.
     pub scopes: Scopes,
-    /// The credential used, if it is a key.
-    pub credential: Option<KeyId>,
+    /// What the caller is known by.
+    pub principal: Principal,
     /// The W3C trace id of the call.
     pub trace_id: Option<String>,
 }
@@ -92,7 +108,7 @@ impl Caller {
         Self {
             actor: actor.to_owned(),
             scopes: Scope::parse("*").into_iter().collect(),
-            credential: None,
+            principal: Principal::Admin,
             trace_id: None,
         }
     }
@@ -103,7 +119,19 @@ impl Caller {
         Self {
             actor: key_id.to_string(),
             scopes: standing.scope_set(),
-            credential: Some(key_id),
+            principal: Principal::Key(key_id),
+            trace_id: None,
+        }
+    }
+
+    /// An owner of tenant `system`, by a certificate with its name.
+    #[must_use]
+    pub fn owner(standing: &Standing) -> Self {
+        let name = standing.owner_id().to_owned();
+        Self {
+            actor: name.clone(),
+            scopes: standing.scope_set(),
+            principal: Principal::Owner(name),
             trace_id: None,
         }
     }
@@ -111,8 +139,7 @@ impl Caller {
     /// The same caller with the rights of now; `None` when the credential counts no more. Where
     /// and from where it is used was checked when the call came.
     #[must_use]
-    pub fn renewed(&self, grant: &Grant, now: Timestamp) -> Option<Self> {
-        let standing = Standing::of(grant);
+    pub fn renewed(&self, standing: &Standing, now: Timestamp) -> Option<Self> {
         if standing.barred(now).is_some() {
             return None;
         }
@@ -183,7 +210,7 @@ mod tests {
                 .iter()
                 .map(|text| Scope::parse(text).unwrap())
                 .collect(),
-            credential: None,
+            principal: Principal::Admin,
             trace_id: None,
         }
     }
@@ -206,6 +233,14 @@ mod tests {
         assert_eq!(admin.tenants(Action::EventsRead), acme);
         assert!(!admin.holds(&caller(&["*"]).scopes));
         assert!(admin.holds(&caller(&["acme:keys:*"]).scopes));
+    }
+
+    #[test]
+    fn no_certificate_is_taken_for_the_admin_or_for_a_key() {
+        assert!(is_owner_name("spiffe://example.org/orders"));
+        assert!(is_owner_name("admin.example.org"));
+        assert!(!is_owner_name("admin"));
+        assert!(!is_owner_name("key_0123456789abcdef"));
     }
 
     #[test]

@@ -121,6 +121,25 @@ impl Standing {
         Self::new(&grant.into())
     }
 
+    /// The standing of an owner itself, by its name: that of a key of its own which grants all
+    /// that the owner's record does. Without a record it grants nothing.
+    #[must_use]
+    pub fn of_owner(owner_id: &str, owner: Option<&Owner>, tenant: &Tenant) -> Self {
+        Self::new(&Terms {
+            tenant_id: &tenant.tenant_id,
+            owner_id,
+            scopes: &owner.and(Scope::parse("*")).into_iter().collect(),
+            audiences: &[],
+            allowed_cidrs: &[],
+            metadata: &BTreeMap::new(),
+            expires_at: None,
+            revoked: false,
+            suspended: false,
+            owner,
+            tenant,
+        })
+    }
+
     /// The standing that these terms make.
     #[must_use]
     pub fn new(terms: &Terms<'_>) -> Self {

@@ -27,6 +27,9 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 pub struct KeyId([u8; ID_LENGTH]);
 
 impl KeyId {
+    /// What stands where there is no key.
+    pub const NONE: Self = Self([b'0'; ID_LENGTH]);
+
     /// Reads a `key_id` as shown: `key_` and sixteen base62 characters.
     #[must_use]
     pub fn parse(shown: &str) -> Option<Self> {

@@ -1,22 +1,27 @@
 //! Who calls, and whether they may do this anywhere at all.
 //!
 //! A credential is the admin token or a key of tenant `system`, checked on the same path as any
-//! other key. What the caller may do in which tenant is the rooms' to check.
+//! other key. Without one in the call, the client's certificate tells: who has it is the owner of
+//! that name in tenant `system`. What the caller may do in which tenant is the rooms' to check.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
-use tonic::{Request, Status, metadata::MetadataMap};
+use tonic::{
+    Request, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
 use super::{Doors, status::Unknown, trace::trace_id};
 use crate::{
     domain::{
-        caller::{ADMIN, Action, Caller, Right},
+        caller::{ADMIN, Action, Caller, Right, is_owner_name},
         credential::Credential,
-        standing::Ask,
+        standing::{Ask, Standing},
         tenant::SYSTEM,
         usage::Use,
     },
     service::{
+        cache::Voucher,
         refused::Refused,
         validator::{Decision, Known, Question},
     },
@@ -48,6 +53,49 @@ impl Asker {
 enum Credentials {
     Admin,
     Key(Known),
+    Owner(Arc<Voucher>),
+}
+
+impl Credentials {
+    /// What they stand for; the admin's stand for everything.
+    fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Admin => None,
+            Self::Key(key) => Some(key.standing()),
+            Self::Owner(owner) => Some(&owner.standing),
+        }
+    }
+
+    fn caller(&self) -> Caller {
+        match self {
+            Self::Admin => Caller::admin(ADMIN),
+            Self::Key(key) => Caller::holder(key.key_id, key.standing()),
+            Self::Owner(owner) => Caller::owner(&owner.standing),
+        }
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Default, Debug)]
+pub struct Peer {
+    ip: Option<IpAddr>,
+    name: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// A peer at this address, with the name that its certificate gives it, if it has one.
+    #[must_use]
+    pub fn new(ip: IpAddr, name: Option<String>) -> Self {
+        Self {
+            ip: Some(ip.to_canonical()),
+            name: name.map(Arc::from),
+        }
+    }
+
+    /// Who sent a request.
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
 }
 
 impl Doors {
@@ -60,11 +108,8 @@ impl Doors {
         request: &Request<T>,
         action: Action,
     ) -> Result<Caller, Status> {
-        let peer = request.remote_addr().map(|peer| peer.ip());
-        let caller = match self.authenticate(request.metadata(), peer).await? {
-            Credentials::Admin => Caller::admin(ADMIN),
-            Credentials::Key(key) => Caller::holder(key.key_id, key.standing()),
-        };
+        let peer = Peer::of(request);
+        let caller = self.authenticate(request.metadata(), &peer).await?.caller();
         if !caller.may_somewhere(action) {
             return Err(Refused::Forbidden(action).into());
         }
@@ -81,18 +126,17 @@ impl Doors {
     pub(super) async fn identify_asker(
         &self,
         metadata: &MetadataMap,
-        peer: IpAddr,
+        peer: &Peer,
     ) -> Result<Asker, Status> {
         if !self.validate_auth {
             return Ok(Asker::OfAll);
         }
-        let caller = match self.authenticate(metadata, Some(peer)).await? {
-            Credentials::Admin => return Ok(Asker::OfAll),
-            Credentials::Key(key) if key.standing().grants(VALIDATE_ANYWHERE) => {
-                return Ok(Asker::OfAll);
-            }
-            Credentials::Key(key) => Caller::holder(key.key_id, key.standing()),
-        };
+        let credentials = self.authenticate(metadata, peer).await?;
+        let standing = credentials.standing();
+        if standing.is_none_or(|standing| standing.grants(VALIDATE_ANYWHERE)) {
+            return Ok(Asker::OfAll);
+        }
+        let caller = credentials.caller();
         if !caller.may_somewhere(Action::KeysValidate) {
             return Err(Refused::Forbidden(Action::KeysValidate).into());
         }
@@ -102,9 +146,13 @@ impl Doors {
     async fn authenticate(
         &self,
         metadata: &MetadataMap,
-        peer: Option<IpAddr>,
+        peer: &Peer,
     ) -> Result<Credentials, Status> {
-        let bearer = bearer(metadata).ok_or(Unknown::NoCredential)?;
+        let Some(authorization) = metadata.get("authorization") else {
+            // Apart, so that the usual way has little to carry.
+            return Box::pin(self.authenticate_certificate(peer)).await;
+        };
+        let bearer = bearer(authorization).ok_or(Unknown::NoCredential)?;
         if self.admin.is(bearer) {
             return Ok(Credentials::Admin);
         }
@@ -114,7 +162,7 @@ impl Doors {
             in_view: &|tenant| tenant == SYSTEM,
             ask: Ask {
                 audience: Some(AUDIENCE),
-                client_ip: peer.map(|peer| peer.to_canonical()),
+                client_ip: peer.ip,
                 ..Ask::default()
             },
         };
@@ -128,6 +176,23 @@ impl Doors {
         }
     }
 
+    async fn authenticate_certificate(&self, peer: &Peer) -> Result<Credentials, Status> {
+        let name = peer.name.as_deref().ok_or(Unknown::NoCredential)?;
+        if !is_owner_name(name) {
+            return Err(Unknown::BadCertificate.into());
+        }
+        let owner = self.validator.vouch(name).await?;
+        let ask = Ask {
+            audience: Some(AUDIENCE),
+            client_ip: peer.ip,
+            ..Ask::default()
+        };
+        match owner.standing.decide(self.clock.now(), &ask) {
+            Ok(()) => Ok(Credentials::Owner(owner)),
+            Err(_) => Err(Unknown::BadCertificate.into()),
+        }
+    }
+
     /// Notes the use of a key that was allowed.
     pub(super) fn note_use(&self, decision: &Decision, from: Option<IpAddr>) {
         if let Decision::Allowed(Known { key_id, at, .. }) = decision {
@@ -137,8 +202,8 @@ impl Doors {
 }
 
 /// The credential of `authorization: Bearer <credential>`.
-fn bearer(metadata: &MetadataMap) -> Option<&str> {
-    let value = metadata.get("authorization")?.to_str().ok()?;
+fn bearer(authorization: &AsciiMetadataValue) -> Option<&str> {
+    let value = authorization.to_str().ok()?;
     let (scheme, credential) = value.trim_start().split_once(' ')?;
     scheme
         .eq_ignore_ascii_case("bearer")

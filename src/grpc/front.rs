@@ -6,26 +6,24 @@
 
 use std::{
     convert::Infallible,
-    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
 };
 
 use http_body::Body as HttpBody;
 use opentelemetry::trace::FutureExt as _;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 use tonic::{
     Request, Response, Status,
     body::Body,
     codegen::{BoxFuture, Service, StdError, http},
     server::{Grpc, UnaryService},
     service::Routes,
-    transport::server::TcpConnectInfo,
 };
 use tower::Layer as _;
 
 use super::{
-    Doors, MESSAGE_MAX,
+    Doors, MESSAGE_MAX, Peer,
     answer::{Answer, Codec},
     complete::complete,
     ending::Ending,
@@ -36,6 +34,11 @@ use super::{
 };
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
+/// Health and reflection, which take no room from others.
+const OTHERS: &str = "/grpc.";
+/// The most calls under way at once beside Validate and [`OTHERS`]: many may wait for a lost replica,
+/// and what is beyond that would only wait for its turn.
+const CALLS_MAX: usize = 1024;
 
 /// What stands behind every front door.
 #[derive(Clone)]
@@ -43,6 +46,7 @@ pub struct House {
     doors: Arc<Doors>,
     routes: Routes,
     slow: Handle,
+    calls: Arc<Semaphore>,
     traces: TraceLayer,
 }
 
@@ -59,13 +63,14 @@ impl House {
             routes: Doors::routes(&doors, others),
             doors,
             slow: Handle::current(),
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
             traces,
         }
     }
 
     /// The front door for one connection.
     #[must_use]
-    pub fn front(&self, peer: SocketAddr) -> Trace<Front> {
+    pub fn front(&self, peer: Peer) -> Trace<Front> {
         self.traces.layer(Front {
             house: self.clone(),
             peer,
@@ -77,7 +82,7 @@ impl House {
 #[derive(Clone)]
 pub struct Front {
     house: House,
-    peer: SocketAddr,
+    peer: Peer,
 }
 
 impl<B> Service<http::Request<B>> for Front
@@ -95,11 +100,11 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         if request.uri().path() == VALIDATE {
-            let (doors, peer) = (Arc::clone(&self.house.doors), self.peer.ip());
+            let (doors, peer) = (Arc::clone(&self.house.doors), self.peer.clone());
             return Box::pin(async move {
                 let answer = match unary::read(request).await {
                     Read::Message(request) => {
-                        unary::write(doors.answer_validate(request, peer).await)
+                        unary::write(doors.answer_validate(request, &peer).await)
                     }
                     // Apart, so that the usual one has little to carry.
                     Read::Other(request) => {
@@ -113,38 +118,53 @@ where
                 Ok(complete(answer))
             });
         }
-        // Of health and reflection; those of events end by themselves.
-        let endless = request.uri().path().starts_with("/grpc.");
-        let stop = self.house.doors.stop.clone();
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(TcpConnectInfo {
-            local_addr: None,
-            remote_addr: Some(self.peer),
-        });
+        if request.uri().path().starts_with(OTHERS) {
+            let stop = self.house.doors.stop.clone();
+            let answer = self.carry_out(request.map(Body::new));
+            return Box::pin(async move {
+                // Their streams are endless; those of events end by themselves.
+                let ending = |body| Body::new(Ending::new(body, stop.cancelled_owned()));
+                Ok(complete(answer.await).map(|body| Reply::tonic(ending(body))))
+            });
+        }
+        let front = self.clone();
+        Box::pin(async move {
+            // Whole first, so that who sends slowly keeps nobody out.
+            let request = unary::whole(request).await;
+            let Ok(inside) = Arc::clone(&front.house.calls).try_acquire_owned() else {
+                return Ok(complete(status::overloaded().into_http()).map(Reply::tonic));
+            };
+            let answer = front.carry_out(request.map(Body::new)).await;
+            drop(inside);
+            Ok(complete(answer).map(Reply::tonic))
+        })
+    }
+}
+
+impl Front {
+    /// Carries a call out where what is slow runs, to its end even if nobody waits for it.
+    fn carry_out(
+        &self,
+        mut request: http::Request<Body>,
+    ) -> impl Future<Output = http::Response<Body>> + Send + use<> {
+        request.extensions_mut().insert(self.peer.clone());
         let mut routes = self.house.routes.clone();
         let answer = async move { routes.call(request).await };
         let answer = self.house.slow.spawn(answer.with_current_context());
-        Box::pin(async move {
-            let answer = match answer.await {
+        async move {
+            match answer.await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(never)) => match never {},
                 Err(ended) if ended.is_panic() => status::failed().into_http(),
                 Err(_) => status::stopping().into_http(),
-            };
-            let answer = complete(answer);
-            Ok(if endless {
-                answer
-                    .map(|body| Reply::tonic(Body::new(Ending::new(body, stop.cancelled_owned()))))
-            } else {
-                answer.map(Reply::tonic)
-            })
-        })
+            }
+        }
     }
 }
 
 struct Validate {
     doors: Arc<Doors>,
-    peer: IpAddr,
+    peer: Peer,
 }
 
 impl UnaryService<ValidateRequest> for Validate {
@@ -152,7 +172,7 @@ impl UnaryService<ValidateRequest> for Validate {
     type Future = BoxFuture<Response<Answer>, Status>;
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
-        let (doors, peer) = (Arc::clone(&self.doors), self.peer);
-        Box::pin(async move { Ok(Response::new(doors.answer_validate(request, peer).await?)) })
+        let (doors, peer) = (Arc::clone(&self.doors), self.peer.clone());
+        Box::pin(async move { Ok(Response::new(doors.answer_validate(request, &peer).await?)) })
     }
 }

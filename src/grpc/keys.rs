@@ -1,12 +1,10 @@
 //! KeyService.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Doors, convert,
+    Doors, Peer, convert,
     parse::Fields,
     patience::Patience,
     proto::{
@@ -28,9 +26,6 @@ use crate::{
     },
     store::KeyQuery,
 };
-
-/// Of a call whose connection is not known.
-const UNKNOWN_PEER: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The longest overlap of a rotation: 30 days.
 const OVERLAP_MAX: std::time::Duration = std::time::Duration::from_hours(30 * 24);
@@ -65,9 +60,9 @@ impl KeyService for Doors {
     ) -> Result<Response<ValidateResponse>, Status> {
         // The front door answers it before it comes here; this is the same answer, for whoever
         // reaches the service by itself.
-        let peer = request.remote_addr().map_or(UNKNOWN_PEER, |peer| peer.ip());
+        let peer = Peer::of(&request);
         let mut written = Vec::new();
-        self.answer_validate(request, peer)
+        self.answer_validate(request, &peer)
             .await?
             .write(&mut written);
         let answer = ValidateResponse::decode(&*written).map_err(|_| status::unreadable())?;

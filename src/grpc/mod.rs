@@ -22,6 +22,7 @@ pub mod trace;
 mod unary;
 mod validate;
 
+pub use caller::Peer;
 pub use front::{Front, House};
 
 use std::sync::Arc;

@@ -42,6 +42,8 @@ pub enum Unknown {
     NoCredential,
     #[error("the credential is not the admin token and no valid key of tenant system")]
     BadCredential,
+    #[error("the client certificate names no owner of tenant system who may call")]
+    BadCertificate,
 }
 
 fn status(code: Code, reason: &str, message: &str) -> Status {
@@ -82,6 +84,15 @@ pub(super) fn stopping() -> Status {
         Code::Unavailable,
         "STOPPING",
         "the server is stopping: call another replica",
+    )
+}
+
+/// A call that there is no room for now.
+pub(super) fn overloaded() -> Status {
+    retry_later(
+        Code::ResourceExhausted,
+        "CALLS_BUSY",
+        "too many calls are under way at once",
     )
 }
 
@@ -156,7 +167,7 @@ impl From<Unknown> for Status {
     fn from(unknown: Unknown) -> Self {
         let reason = match unknown {
             Unknown::NoCredential => "CREDENTIAL_MISSING",
-            Unknown::BadCredential => "CREDENTIAL_INVALID",
+            Unknown::BadCredential | Unknown::BadCertificate => "CREDENTIAL_INVALID",
         };
         status(Code::Unauthenticated, reason, &unknown.to_string())
     }
@@ -206,6 +217,9 @@ impl From<Refused> for Status {
         let message = refused.to_string();
         let (code, reason) = match refused {
             Refused::Busy(busy) => return busy.into(),
+            Refused::Followed => {
+                return retry_later(Code::ResourceExhausted, "STREAMS_BUSY", &message);
+            }
             Refused::Store(error) => return error.into(),
             Refused::Rules(rules) => return of_rules(&rules, message),
             Refused::RequestRepeated(first) => {

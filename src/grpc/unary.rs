@@ -63,6 +63,29 @@ where
     Read::Other(http::Request::from_parts(parts, body))
 }
 
+/// Waits for the whole of a request with one message, as far as one may be read.
+pub(super) async fn whole<B>(request: http::Request<B>) -> http::Request<Again<B>>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let (parts, mut body) = request.into_parts();
+    let (mut data, mut read) = (BytesMut::new(), VecDeque::new());
+    while data.len() <= HEAD + MESSAGE_MAX
+        && let Some(frame) = next(&mut body).await
+    {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(more)) => data.extend_from_slice(&more),
+            Ok(Err(trailers)) => read.push_back(Ok(trailers)),
+            Err(broken) => {
+                read.push_back(Err(broken));
+                break;
+            }
+        }
+    }
+    read.push_front(Ok(Frame::data(data.freeze())));
+    http::Request::from_parts(parts, Again { read, body })
+}
+
 async fn next<B: HttpBody + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
     std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
 }

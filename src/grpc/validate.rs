@@ -1,11 +1,9 @@
 //! Validate: the call that others make on every request they get.
 
-use std::net::IpAddr;
-
 use tonic::{Request, Status};
 
 use super::{
-    Doors,
+    Doors, Peer,
     answer::Answer,
     caller::Asker,
     parse::Fields,
@@ -31,7 +29,7 @@ impl Doors {
     pub(super) async fn answer_validate(
         &self,
         request: Request<ValidateRequest>,
-        peer: IpAddr,
+        peer: &Peer,
     ) -> Result<Answer, Status> {
         let asker = self.identify_asker(request.metadata(), peer).await?;
         let request = request.into_inner();

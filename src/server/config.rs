@@ -28,6 +28,9 @@ pub const NO_PEPPER: &str = "none";
 /// revocations wait for a lost replica for ever.
 const LEASES: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_hours(1);
 
+/// How old connections may get: younger ones would be made again all the time.
+const AGES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
+
 /// Issues, lists, revokes and validates API keys over gRPC.
 #[derive(Parser, Debug)]
 #[command(name = "gatekey", version, max_term_width = 100)]
@@ -59,6 +62,11 @@ pub struct Config {
     /// The address that gRPC is served on
     #[arg(long, env = "GATEKEY_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT", value_parser = parse_address, global = true)]
     pub listen: SocketAddr,
+
+    /// A second address, of a plaintext port with `grpc.health.v1` alone: for probes, which cannot
+    /// speak TLS [default: none]
+    #[arg(long, env = "GATEKEY_HEALTH_LISTEN", value_name = "ADDRESS:PORT", value_parser = parse_address, global = true)]
+    pub health_listen: Option<SocketAddr>,
 
     /// The store: `sqlite://<file>` or `postgres://<user>@<host>/<database>`
     #[arg(
@@ -118,6 +126,34 @@ pub struct Config {
         global = true
     )]
     pub validate_auth: ValidateAuth,
+
+    /// The server's certificate and those that lead to its CA, in PEM: `listen` speaks TLS. The
+    /// files of TLS are read again when they change [default: plaintext]
+    #[arg(
+        long,
+        env = "GATEKEY_TLS_CERT_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// The key of that certificate, in PEM
+    #[arg(long, env = "GATEKEY_TLS_KEY_FILE", value_name = "FILE", global = true)]
+    pub tls_key_file: Option<PathBuf>,
+
+    /// The CAs of client certificates, in PEM: clients are asked for one [default: they are not]
+    #[arg(
+        long,
+        env = "GATEKEY_TLS_CLIENT_CA_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub tls_client_ca_file: Option<PathBuf>,
+
+    /// How old a connection gets, about, before its client is asked for another one, so that
+    /// clients spread over new replicas
+    #[arg(long, env = "GATEKEY_MAX_CONNECTION_AGE", default_value = "15m", value_name = "DURATION", value_parser = parse_age, global = true)]
+    pub max_connection_age: Duration,
 
     /// How long open calls may finish after SIGTERM
     #[arg(long, env = "GATEKEY_DRAIN", default_value = "20s", value_name = "DURATION", value_parser = parse_span, global = true)]
@@ -196,6 +232,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("listen", &self.listen)
+            .field("health_listen", &self.health_listen)
             .field("database_url", &self.shown_database_url())
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
@@ -204,6 +241,10 @@ impl fmt::Debug for Config {
             .field("lease", &self.lease)
             .field("workers", &self.workers)
             .field("validate_auth", &self.validate_auth)
+            .field("tls_cert_file", &self.tls_cert_file)
+            .field("tls_key_file", &self.tls_key_file)
+            .field("tls_client_ca_file", &self.tls_client_ca_file)
+            .field("max_connection_age", &self.max_connection_age)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .field("log_format", &self.log_format)
@@ -296,6 +337,15 @@ fn parse_lease(text: &str) -> Result<Duration, String> {
         Ok(lease)
     } else {
         Err("must be between 500ms and 1h".to_owned())
+    }
+}
+
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let age = parse_span(text)?;
+    if AGES.contains(&age) {
+        Ok(age)
+    } else {
+        Err("must be between 1s and 365days".to_owned())
     }
 }
 

@@ -1,9 +1,19 @@
-//! Health: what probes are told, and `gatekey health`, which asks.
+//! Health: what probes are told, on a port of their own if there is one; and `gatekey health`, which
+//! asks.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 
-use tokio::{task::JoinHandle, time};
-use tonic::transport::Endpoint;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{self, JoinHandle, JoinSet},
+    time,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    service::Routes,
+    transport::{Channel, Endpoint, Error as TransportError},
+};
 use tonic_health::{
     ServingStatus,
     pb::{
@@ -13,9 +23,15 @@ use tonic_health::{
     },
     server::HealthReporter,
 };
+use tower::service_fn;
 use tracing::{info, warn};
 
-use super::{StartError, config::Config};
+use super::{
+    ACCEPT_AGAIN, StartError,
+    config::Config,
+    connection::{self, Term},
+    tls,
+};
 use crate::{
     grpc::READINESS,
     service::{replica::Replica, warm::Warmer},
@@ -23,6 +39,8 @@ use crate::{
 
 /// How often the lease is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The most connections of probes at once; one more is closed at once.
+const PROBES_MAX: usize = 256;
 /// How long `gatekey health` waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -90,25 +108,41 @@ async fn tell(reporter: &HealthReporter, status: ServingStatus) {
     reporter.set_service_status(READINESS, status).await;
 }
 
-/// Asks the server that these settings describe whether it is ready.
+/// Answers what comes to the port of probes, until the handle is dropped: on the current runtime, so
+/// that it does whatever comes to the serving threads.
+pub fn answer(port: TcpListener, health: Routes, term: Term) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(task::spawn(async move {
+        let mut open = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = port.accept() => match accepted {
+                    Ok((stream, _)) if open.len() < PROBES_MAX => {
+                        let service = TowerToHyperService::new(health.clone());
+                        let term = term.clone();
+                        open.spawn(async move { connection::plain(stream, service, &term).await });
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(%error, "a probe's connection could not be accepted");
+                        time::sleep(ACCEPT_AGAIN).await;
+                    }
+                },
+                Some(_) = open.join_next() => {}
+            }
+        }
+    }))
+}
+
+/// Asks the server that these settings describe whether it is ready: on the port of probes if it has
+/// one.
 ///
 /// # Errors
 /// When it is not, or does not answer.
 pub async fn ask(config: &Config) -> Result<(), StartError> {
-    let mut address = config.listen;
-    if address.ip().is_unspecified() {
-        // Where it listens on every address, it answers on this one.
-        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| StartError::NotReady("it has no address"))?
-        .connect_timeout(PATIENCE)
-        .timeout(PATIENCE);
     let request = HealthCheckRequest {
         service: READINESS.to_owned(),
     };
-    let channel = endpoint
-        .connect()
+    let channel = connect(config)
         .await
         .map_err(|_| StartError::NotReady("it does not take connections"))?;
     let answer = HealthClient::new(channel)
@@ -119,4 +153,27 @@ pub async fn ask(config: &Config) -> Result<(), StartError> {
         health_check_response::ServingStatus::Serving => Ok(()),
         _ => Err(StartError::NotReady("it says that it is not")),
     }
+}
+
+async fn connect(config: &Config) -> Result<Channel, TransportError> {
+    let mut address = config.health_listen.unwrap_or(config.listen);
+    if address.ip().is_unspecified() {
+        // Where it listens on every address, it answers on this one.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(PATIENCE)
+        .timeout(PATIENCE);
+    let own = config.tls_cert_file.clone();
+    let Some(own) = own.filter(|_| config.health_listen.is_none()) else {
+        return endpoint.connect().await;
+    };
+    let encrypted = service_fn(move |_| {
+        let own = own.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            io::Result::Ok(TokioIo::new(tls::connect(&own, stream).await?))
+        }
+    });
+    endpoint.connect_with_connector(encrypted).await
 }

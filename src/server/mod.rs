@@ -3,9 +3,11 @@
 //! The order of the start and of the stop is here, top to bottom.
 
 pub mod config;
+mod connection;
 pub mod health;
 mod keyfile;
 mod telemetry;
+mod tls;
 mod workers;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -23,9 +25,11 @@ use tracing::{info, warn};
 
 use self::{
     config::{Config, ValidateAuth},
+    connection::Term,
     health::Readiness,
     keyfile::KeyFiles,
     telemetry::{Telemetry, TelemetryError},
+    tls::Tls,
     workers::Workers,
 };
 use crate::{
@@ -51,6 +55,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// How long an acceptor waits when there are no file descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why gatekey could not start, in one line.
 #[derive(Debug, Error)]
@@ -99,6 +105,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let tls = Tls::start(config)?;
     let store = tokio::select! {
         store = open_store(config) => store?,
         // Nothing has been begun.
@@ -115,8 +122,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .await
         .map_err(|mismatch| bad_pepper(config, mismatch))?;
 
-    let listener = bind(config).await?;
-    let listen = listener.local_addr()?;
+    let ports = Ports::bind(config).await?;
 
     let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
@@ -159,33 +165,40 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
-    let others = with_reflection(Routes::new(health.max_decoding_message_size(MESSAGE_MAX)))?;
-    let house = House::new(doors, others, TraceLayer::new(telemetry.traces()));
-    let workers = Workers::start(config.workers(), &house, &stop, &cut)?;
+    let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
+    // Until the very end: probes are to see that it stops.
+    let term = Term::new(config, &cut);
+    let _probes = ports
+        .health
+        .map(|port| health::answer(port, health.clone(), term));
+    let house = House::new(
+        doors,
+        with_reflection(health)?,
+        TraceLayer::new(telemetry.traces()),
+    );
+    let term = Term::new(config, &stop);
+    let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
     info!(
-        listen = %listen,
+        listen = %ports.listen,
+        tls = tls.is_some(),
+        health_listen = ports.health_listen.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
-    tell_first_steps(&made, config, listen);
+    tell_first_steps(&made, config, ports.listen);
 
     let asked = tokio::select! {
-        () = workers.accept(&listener, &stop) => "none",
+        () = workers.accept(&ports.main, &stop) => "none",
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
     readiness.end().await;
-    drop(listener);
+    drop(ports.main);
     stop.cancel();
-    let mut ended = tokio::task::spawn_blocking(|| workers.join());
-    if time::timeout(config.drain, &mut ended).await.is_err() {
-        warn!("calls were cut off that did not finish in time");
-        cut.cancel();
-        ended.await.map_err(io::Error::other)?;
-    }
+    finish(workers, config.drain, &cut).await?;
     // Nobody is answered any more: nobody is to wait for this replica.
     following.abort();
     let _ = following.await;
@@ -218,12 +231,47 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
-/// Takes the port.
-async fn bind(config: &Config) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(config.listen).await;
+/// Waits for the calls in flight, and cuts off those that take too long.
+async fn finish(workers: Workers, drain: Duration, cut: &CancellationToken) -> io::Result<()> {
+    let mut ended = tokio::task::spawn_blocking(|| workers.join());
+    if time::timeout(drain, &mut ended).await.is_err() {
+        warn!("calls were cut off that did not finish in time");
+        cut.cancel();
+        ended.await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// The ports, taken.
+struct Ports {
+    main: TcpListener,
+    listen: SocketAddr,
+    health: Option<TcpListener>,
+    health_listen: Option<SocketAddr>,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let main = bind("GATEKEY_LISTEN", config.listen).await?;
+        let health = match config.health_listen {
+            Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
+            None => None,
+        };
+        Ok(Self {
+            listen: main.local_addr()?,
+            health_listen: health.as_ref().map(TcpListener::local_addr).transpose()?,
+            main,
+            health,
+        })
+    }
+}
+
+/// Takes a port.
+async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
     bound.map_err(|error| StartError::Setting {
-        variable: "GATEKEY_LISTEN",
-        value: config.listen.to_string(),
+        variable,
+        value: address.to_string(),
         why: error.to_string(),
     })
 }

@@ -2,26 +2,19 @@
 //!
 //! One acceptor gives each connection to the worker that has the fewest; it stays there. (gRPC
 //! clients hold few long connections: a hash over them, as SO_REUSEPORT's, would leave cores
-//! idle.) Here, too, is what tonic has no limit for: connections, and how long a connection may
-//! stay silent before it has said anything.
+//! idle.) Here, too, is what tonic has no limit for: how many connections there are.
 
 use std::{
     io,
     net::SocketAddr,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
 };
 
-use hyper::server::conn::http2;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::service::TowerToHyperService;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime,
@@ -31,25 +24,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::grpc::House;
+use super::{
+    ACCEPT_AGAIN,
+    connection::{self, Term},
+    tls::Tls,
+};
+use crate::grpc::{House, Peer};
 
-/// How long a new connection may take to say that it speaks HTTP/2.
-const PREFACE_PATIENCE: Duration = Duration::from_secs(10);
-/// How much it says then (RFC 9113, 3.4), and how often that is looked for once it has begun.
-const PREFACE_LENGTH: usize = 24;
-const PREFACE_LOOK: Duration = Duration::from_millis(20);
 /// The most connections at once; one more is closed at once.
 const CONNECTIONS_MAX: usize = 16_384;
-/// The most calls at once on one connection.
-const STREAMS_MAX: u32 = 1024;
-/// A peer that does not answer a ping for this long is gone.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most that a call's headers may have, in bytes.
-const HEADERS_MAX: u32 = 16 * 1024;
-/// How long the acceptor waits when there are no file descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
-
 /// The serving threads.
 pub struct Workers {
     threads: Vec<Worker>,
@@ -62,15 +45,16 @@ struct Worker {
 }
 
 impl Workers {
-    /// Starts `count` threads, which serve what they are given until `stop`, and then what is
-    /// under way until `cut`.
+    /// Starts `count` threads, which serve what they are given until the term's `stop`, and then
+    /// what is under way until `cut`.
     ///
     /// # Errors
     /// When the machine gives no thread or no runtime.
     pub fn start(
         count: usize,
         house: &House,
-        stop: &CancellationToken,
+        tls: Option<&Tls>,
+        term: &Term,
         cut: &CancellationToken,
     ) -> io::Result<Self> {
         let threads = (0..count).map(|number| {
@@ -82,7 +66,8 @@ impl Workers {
             let serving = Serving {
                 house: house.clone(),
                 connections: Arc::clone(&connections),
-                stop: stop.clone(),
+                tls: tls.cloned(),
+                term: term.clone(),
             };
             let cut = cut.clone();
             let thread = thread::Builder::new()
@@ -143,75 +128,39 @@ impl Workers {
 }
 
 /// What a serving thread does.
+#[derive(Clone)]
 struct Serving {
     house: House,
     connections: Arc<AtomicUsize>,
-    stop: CancellationToken,
+    /// Plaintext without it.
+    tls: Option<Tls>,
+    term: Term,
 }
 
 impl Serving {
     async fn run(self, mut given: mpsc::UnboundedReceiver<(std::net::TcpStream, SocketAddr)>) {
-        let open = TaskTracker::new();
-        while let Some(Some((stream, peer))) = self.stop.run_until_cancelled(given.recv()).await {
-            let (house, stop) = (self.house.clone(), self.stop.clone());
-            let connections = Arc::clone(&self.connections);
+        let (open, stop) = (TaskTracker::new(), &self.term.stop);
+        while let Some(Some((stream, peer))) = stop.run_until_cancelled(given.recv()).await {
+            let serving = self.clone();
             open.spawn(async move {
                 // A connection that breaks is its client's to tell of.
-                let _ = serve(stream, peer, &house, &stop).await;
-                connections.fetch_sub(1, Ordering::Relaxed);
+                let _ = serving.serve(stream, peer).await;
+                serving.connections.fetch_sub(1, Ordering::Relaxed);
             });
         }
         open.close();
         open.wait().await;
     }
-}
 
-/// Serves one connection to its end, or until it has finished what it had begun at `stop`.
-async fn serve(
-    stream: std::net::TcpStream,
-    peer: SocketAddr,
-    house: &House,
-    stop: &CancellationToken,
-) -> io::Result<()> {
-    let stream = TcpStream::from_std(stream)?;
-    stream.set_nodelay(true)?;
-    let spoke = stop.run_until_cancelled(time::timeout(PREFACE_PATIENCE, preface(&stream)));
-    let Some(Ok(Ok(()))) = spoke.await else {
-        return Ok(());
-    };
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADERS_MAX)
-        .auto_date_header(false)
-        .serve_connection(
-            TokioIo::new(stream),
-            TowerToHyperService::new(house.front(peer)),
-        );
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
-        () = stop.cancelled() => None,
-    };
-    let ended = if let Some(ended) = ended {
-        ended
-    } else {
-        connection.as_mut().graceful_shutdown();
-        connection.await
-    };
-    ended.map_err(io::Error::other)
-}
-
-/// Waits for a client's preface, which hyper would wait for without end.
-async fn preface(stream: &TcpStream) -> io::Result<()> {
-    let mut said = [0; PREFACE_LENGTH];
-    loop {
-        match stream.peek(&mut said).await? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            PREFACE_LENGTH => return Ok(()),
-            _ => time::sleep(PREFACE_LOOK).await,
+    /// Serves one connection to its end.
+    async fn serve(&self, stream: std::net::TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let stream = TcpStream::from_std(stream)?;
+        let front = |name: Option<String>| {
+            TowerToHyperService::new(self.house.front(Peer::new(peer.ip(), name)))
+        };
+        match &self.tls {
+            None => connection::plain(stream, front(None), &self.term).await,
+            Some(tls) => connection::encrypted(stream, tls, front, &self.term).await,
         }
     }
 }

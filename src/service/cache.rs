@@ -44,6 +44,9 @@ const ENTRY_BYTES: usize = size_of::<Entry>() + 100;
 /// What a usual entry takes in all: the capacity in bytes is this for each entry asked for.
 const USUAL_BYTES: usize = 320;
 
+/// How many owners of tenant `system` there are in memory at most: few call by certificates.
+const VOUCHERS: usize = 4096;
+
 /// A key in memory, whose secret can be checked by one MAC.
 #[derive(Debug)]
 pub struct Entry {
@@ -54,9 +57,18 @@ pub struct Entry {
     stamp: Stamp,
 }
 
+/// An owner of tenant `system` in memory, for those who come with a certificate.
+#[derive(Debug)]
+pub struct Voucher {
+    /// What the owner may do.
+    pub standing: Standing,
+    stamp: Stamp,
+}
+
 /// Verified keys in memory.
 pub struct Cache {
     entries: QuickCache<KeyId, Arc<Entry>, Bytes>,
+    vouchers: QuickCache<Arc<str>, Arc<Voucher>>,
     epochs: Epochs,
     lease: Lease,
     faults: Faults,
@@ -95,6 +107,7 @@ impl Cache {
         let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
         Self {
             entries: QuickCache::with_weighter(keys.max(1), capacity as u64, Bytes),
+            vouchers: QuickCache::new(VOUCHERS),
             epochs: Epochs::new(keys.max(1)),
             lease: Lease::default(),
             faults,
@@ -194,6 +207,29 @@ impl Cache {
         };
         let kept = current || self.faults.has(Fault::NoFillGuard);
         (Arc::new(entry), kept)
+    }
+
+    /// The owner of this name in tenant `system`, if it is in memory, counts, and the lease is held.
+    #[must_use]
+    pub fn voucher(&self, owner: &str, clock: &dyn Clock) -> Option<Arc<Voucher>> {
+        self.under_lease(clock, || {
+            let voucher = self.vouchers.get(owner)?;
+            let counts = self.epochs.counts(KeyId::NONE, voucher.stamp);
+            counts.then_some(voucher)
+        })
+    }
+
+    /// Takes in an owner that was loaded when the log's head was `head`. It is kept unless it could
+    /// be older than a change announced since.
+    pub fn take_voucher(&self, standing: Standing, head: i64, ticket: Ticket) -> Arc<Voucher> {
+        // An owner has no key: that epoch, too, tells of a change, though of none of its own.
+        let (stamp, current) = self.epochs.stamp(KeyId::NONE, &standing, head, ticket);
+        let voucher = Arc::new(Voucher { standing, stamp });
+        if current || self.faults.has(Fault::NoFillGuard) {
+            let name = Arc::from(voucher.standing.owner_id());
+            self.vouchers.insert(name, Arc::clone(&voucher));
+        }
+        voucher
     }
 
     /// Keeps an entry that nobody holds the place of.
@@ -333,6 +369,26 @@ mod tests {
         match cache.look(id(), &Still).await {
             Look::Miss(Some(place)) => place,
             Look::Miss(None) | Look::Hit(_) => panic!("the key is not in memory"),
+        }
+    }
+
+    #[test]
+    fn an_owner_counts_until_it_or_its_tenant_changes_and_not_without_a_lease() {
+        let [_, owner, tenant] = changes();
+        for change in [owner, tenant] {
+            let cache = leased();
+            assert!(cache.voucher("alice", &Still).is_none());
+            cache.take_voucher(standing(), 5, cache.ticket());
+            assert!(cache.voucher("alice", &Still).is_some());
+            cache.apply(6, &change);
+            assert!(cache.voucher("alice", &Still).is_none());
+            // What was loaded before the change is used, and not kept.
+            cache.take_voucher(standing(), 5, cache.ticket());
+            assert!(cache.voucher("alice", &Still).is_none());
+            cache.take_voucher(standing(), 6, cache.ticket());
+            assert!(cache.voucher("alice", &Still).is_some());
+            cache.lease().end();
+            assert!(cache.voucher("alice", &Still).is_none());
         }
     }
 

@@ -4,16 +4,18 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::refused::{Refused, in_view};
 use crate::{
     domain::{
-        caller::{Action, Caller},
+        caller::{Action, Caller, Principal},
         clock::Clock,
         event::Event,
         page::Page,
+        standing::Standing,
+        tenant::SYSTEM,
     },
     store::{EventQuery, Store, StoreError},
 };
@@ -22,12 +24,15 @@ use crate::{
 const BATCH: u32 = 200;
 /// How many events may wait for a slow subscriber before the follower waits, too.
 const AHEAD: usize = 64;
+/// How many may follow at once: each of them looks by itself.
+const FOLLOWERS_MAX: usize = 256;
 
 /// Reads the log.
 pub struct Log {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     grown: watch::Receiver<i64>,
+    followers: Arc<Semaphore>,
 }
 
 impl Log {
@@ -38,6 +43,7 @@ impl Log {
             store,
             clock,
             grown,
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         }
     }
 
@@ -53,13 +59,16 @@ impl Log {
     /// cancelled. Ends after an error, which it sends: also when the caller loses the right.
     ///
     /// # Errors
-    /// When the caller may not read these events.
+    /// When the caller may not read these events, or as many follow as may.
     pub fn follow(
         &self,
         watch: Watch,
         stop: CancellationToken,
     ) -> Result<mpsc::Receiver<Result<Event, Refused>>, Refused> {
         in_view(&watch.caller, watch.tenant.clone(), Action::EventsRead)?;
+        let followers = Arc::clone(&self.followers);
+        let inside = followers.try_acquire_owned();
+        let inside = inside.map_err(|_| Refused::Followed)?;
         let (sender, receiver) = mpsc::channel(AHEAD);
         let follower = Follower {
             store: Arc::clone(&self.store),
@@ -68,7 +77,10 @@ impl Log {
             watch,
             sender,
         };
-        tokio::spawn(async move { stop.run_until_cancelled(follower.run()).await });
+        tokio::spawn(async move {
+            let _inside = inside;
+            stop.run_until_cancelled(follower.run()).await
+        });
         Ok(receiver)
     }
 }
@@ -144,11 +156,19 @@ impl Follower {
 
     async fn caller_now(&self) -> Result<Caller, Refused> {
         let caller = &self.watch.caller;
-        let Some(id) = caller.credential else {
-            return Ok(caller.clone());
+        let standing = match &caller.principal {
+            Principal::Admin => return Ok(caller.clone()),
+            Principal::Key(id) => {
+                let found = self.store.load(*id).await?.found;
+                found.map(|(grant, _)| Standing::of(&grant))
+            }
+            Principal::Owner(name) => {
+                let loaded = self.store.load_owner(SYSTEM, name).await?;
+                let owner = loaded.owner.as_ref();
+                Some(Standing::of_owner(name, owner, &loaded.tenant))
+            }
         };
-        let found = self.store.load(id).await?.found;
-        let renewed = found.and_then(|(grant, _)| caller.renewed(&grant, self.clock.now()));
+        let renewed = standing.and_then(|standing| caller.renewed(&standing, self.clock.now()));
         renewed.ok_or(Refused::CallerGone)
     }
 }

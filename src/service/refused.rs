@@ -41,6 +41,8 @@ pub enum Refused {
     /// Rules of the tenant, all that forbid it; at least one.
     #[error("{}", told(.0))]
     Rules(Vec<Rule>),
+    #[error("too many follow the log at once")]
+    Followed,
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error(transparent)]

@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::{runtime::Handle, time};
 
 use super::{
-    cache::{Cache, Entry, Look, Place},
+    cache::{Cache, Entry, Look, Place, Voucher},
     gate::Gate,
     repepper::Repepper,
     secret::{Busy, Proof, Secrets},
@@ -20,9 +20,10 @@ use crate::{
         clock::{Clock, Timestamp},
         credential::Credential,
         standing::{Ask, Refusal, Standing},
+        tenant::SYSTEM,
         token::{KeyId, Presented},
     },
-    store::{Loaded, Store, StoreError},
+    store::{Loaded, LoadedOwner, Store, StoreError},
 };
 
 /// How many keys are loaded at once: a flood of unknown ones must not take the store from others.
@@ -166,6 +167,23 @@ impl Validator {
         Ok(self.prove(presented).await?.is_some())
     }
 
+    /// What the owner of this name in tenant `system` may do, for one who is proven to be it. Without
+    /// a record it may do nothing.
+    ///
+    /// # Errors
+    /// When the store does not answer, or too much is asked of it.
+    pub async fn vouch(&self, owner: &str) -> Result<Arc<Voucher>, Undecided> {
+        if let Some(voucher) = self.cache.voucher(owner, &*self.clock) {
+            return Ok(voucher);
+        }
+        let ticket = self.cache.ticket();
+        let (store, name) = (Arc::clone(&self.store), owner.to_owned());
+        let load = async move { store.load_owner(SYSTEM, &name).await };
+        let loaded: LoadedOwner = self.load(load).await?;
+        let standing = Standing::of_owner(owner, loaded.owner.as_ref(), &loaded.tenant);
+        Ok(self.cache.take_voucher(standing, loaded.head, ticket))
+    }
+
     /// What is known of a presented key, once its secret is proven. `None`: there is no such key,
     /// or the secret is wrong; both take the same work.
     async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
@@ -214,7 +232,9 @@ impl Validator {
     ) -> Result<Found, Undecided> {
         let id = presented.id();
         let ticket = self.cache.ticket();
-        let Loaded { head, found } = self.load(id).await?;
+        let store = Arc::clone(&self.store);
+        let load = async move { store.load(id).await };
+        let Loaded { head, found } = self.load(load).await?;
         let Some((grant, verifier)) = found else {
             return Ok(Found::Unproven(None));
         };
@@ -245,14 +265,16 @@ impl Validator {
         }
     }
 
-    /// Reads a key from the store, where what is slow runs, and even if the caller goes away.
-    async fn load(&self, id: KeyId) -> Result<Loaded, Undecided> {
+    /// Reads from the store, where what is slow runs, and even if the caller goes away.
+    async fn load<T: Send + 'static>(
+        &self,
+        load: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, Undecided> {
         let entering = in_time(self.loads.enter()).await?;
         let inside = entering.map_err(|_| Undecided::Overloaded)?;
-        let store = Arc::clone(&self.store);
         let load = self.runtime.spawn(async move {
             let _inside = inside;
-            time::timeout(LOAD_PATIENCE, store.load(id)).await
+            time::timeout(LOAD_PATIENCE, load).await
         });
         match load.await {
             Ok(Ok(loaded)) => Ok(loaded?),

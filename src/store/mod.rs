@@ -91,6 +91,16 @@ pub struct Loaded {
     pub found: Option<(Grant, Verifier)>,
 }
 
+/// What is to be known of one who calls by an owner's name, of one moment.
+#[derive(Clone, Debug)]
+pub struct LoadedOwner {
+    /// The revision that the rest is at least as new as.
+    pub head: i64,
+    /// Its record, if it has one.
+    pub owner: Option<Owner>,
+    pub tenant: Tenant,
+}
+
 /// What a replica says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
@@ -183,6 +193,9 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 pub trait Store: Replicas {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
+
+    /// Reads, in one statement, an owner with its tenant, which exists, and the revision of the log.
+    async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError>;
 
     /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
     /// all that bounds them and the revision of the log.

@@ -23,8 +23,8 @@ use crate::{
         usage::Uses,
     },
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
-        Store, StoreError, WarmPage, WarmQuery, again,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
+        Replicas, Store, StoreError, WarmPage, WarmQuery, again,
         bounded::Bounded,
         column,
         listing::{self, Param},
@@ -125,6 +125,23 @@ impl Store for SqlStore {
         Ok(Loaded {
             head: row.try_get("head")?,
             found,
+        })
+    }
+
+    async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
+        let row = again(|| async {
+            Ok(query(text::LOAD_OWNER)
+                .bind(tenant)
+                .bind(owner)
+                .fetch_one(&self.reader)
+                .await?)
+        })
+        .await?;
+        let recorded = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
+        Ok(LoadedOwner {
+            head: row.try_get("head")?,
+            owner: recorded.then(|| row::owner(&row)).transpose()?,
+            tenant: row::tenant(&row)?,
         })
     }
 

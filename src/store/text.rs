@@ -139,6 +139,11 @@ statements! {
          LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
          LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
     );
+    LOAD_OWNER = concat!(
+        "SELECT h.revision AS head, ", owner_columns!(), ", ", tenant_columns!(),
+        " FROM log_head h JOIN tenants t ON t.tenant_id = $1 \
+         LEFT JOIN owners o ON o.tenant_id = t.tenant_id AND o.owner_id = $2"
+    );
     FIND_KEY = concat!(
         "SELECT ", used_key_columns!(),
         " FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE k.key_id = $1"

@@ -10,7 +10,7 @@ use std::{
 const FLOORS: [&str; 5] = ["server", "grpc", "service", "store", "domain"];
 
 /// Which crate may be named under which paths alone.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("sqlx", &["store/"]),
     ("tonic", &["grpc/", "server/"]),
     ("tonic_types", &["grpc/", "server/"]),
@@ -18,6 +18,8 @@ const CRATES: [(&str, &[&str]); 7] = [
     ("prost_types", &["grpc/"]),
     ("argon2", &["service/secret/"]),
     ("clap", &["server/"]),
+    ("rustls", &["server/tls"]),
+    ("webpki", &["server/tls"]),
 ];
 
 /// Rooms that do not know each other.

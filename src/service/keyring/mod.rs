@@ -20,11 +20,12 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::{Action, Caller},
+        caller::{Action, Caller, Principal},
         clock::{Clock, Timestamp},
         event::{Change, Details, EventKind},
         key::{Grant, Key},
         scope::Scopes,
+        standing::Standing,
         tenant::{SYSTEM, Tenant},
         token::KeyId,
     },
@@ -62,15 +63,22 @@ impl Keyring {
     /// caller as of now.
     async fn begin(&self, caller: &Caller) -> Result<(Box<dyn Mutation>, Caller), Refused> {
         let mut mutation = self.store.begin().await?;
-        let Some(id) = caller.credential else {
-            return Ok((mutation, caller.clone()));
+        let standing = match &caller.principal {
+            Principal::Admin => return Ok((mutation, caller.clone())),
+            Principal::Key(id) => {
+                let key = mutation.find_key(*id).await?.ok_or(Refused::CallerGone)?;
+                let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
+                let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
+                Standing::of(&Grant { key, owner, tenant })
+            }
+            Principal::Owner(name) => {
+                let owner = mutation.find_owner(SYSTEM, name).await?;
+                let tenant = tenant_in(&mut *mutation, SYSTEM).await?;
+                Standing::of_owner(name, owner.as_ref(), &tenant)
+            }
         };
-        let key = mutation.find_key(id).await?.ok_or(Refused::CallerGone)?;
-        let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
-        let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
-        let grant = Grant { key, owner, tenant };
         let caller = caller
-            .renewed(&grant, self.clock.now())
+            .renewed(&standing, self.clock.now())
             .ok_or(Refused::CallerGone)?;
         Ok((mutation, caller))
     }

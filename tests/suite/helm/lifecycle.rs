@@ -12,7 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{Release, env, release, text};
-use crate::support::{Gatekey, on_both_engines, tool};
+use crate::support::{Authority, Gatekey, on_both_engines, tool};
 
 /// Runs what the test's pod would run, against this address, with the secrets in this folder.
 pub fn run(release: &Release, address: SocketAddr, secrets: &Path, grpcurl: &Path) -> Output {
@@ -70,6 +70,33 @@ on_both_engines! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_test_of_the_chart_passes_over_tls_and_trusts_no_other_ca() {
+    let authority = Authority::new("of this release");
+    let server = Gatekey::sqlite().encrypted(&authority).start().await;
+    let secrets = secrets(&server.admin_token());
+    let ca = secrets.path().join("ca.crt");
+    let release = release(json!({"database": {"existingSecret": "db"}, "tls": {"enabled": true}}));
+    let grpcurl = tool::grpcurl();
+
+    fs::write(&ca, &authority.pem).expect("the folder takes files");
+    passed(&run(&release, server.addr(), secrets.path(), &grpcurl));
+
+    fs::write(&ca, Authority::new("another").pem).expect("the folder takes files");
+    let output = run(&release, server.addr(), secrets.path(), &grpcurl);
+    assert!(!output.status.success(), "{output:?}");
+
+    // Without a CA of the release, those of the system.
+    fs::remove_file(&ca).expect("it is there");
+    let output = run(&release, server.addr(), secrets.path(), &grpcurl);
+    assert!(!output.status.success(), "{output:?}");
+    let system = server.folder().join("ca.crt").display().to_string();
+    let real = grpcurl.display();
+    let script = format!("#!/bin/sh\nSSL_CERT_FILE='{system}' exec '{real}' \"$@\"\n");
+    let grpcurl = executable(secrets.path(), &script);
+    passed(&run(&release, server.addr(), secrets.path(), &grpcurl));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_test_of_the_chart_fails_with_a_wrong_token() {
     let server = Gatekey::sqlite().start().await;
     let secrets = secrets(&"x".repeat(40));
@@ -105,11 +132,16 @@ async fn the_test_of_the_chart_fails_when_a_step_does_not_do_what_it_says() {
 
 /// A grpcurl that answers one call by itself, and does not make it.
 fn lying(folder: &Path, call: &str, answer: &str) -> PathBuf {
-    let path = folder.join("grpcurl");
     let real = tool::grpcurl().display().to_string();
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in */{call}) cat >/dev/null; echo '{answer}' ;; *) exec '{real}' \"$@\" ;; esac\n"
     );
+    executable(folder, &script)
+}
+
+/// This script as a grpcurl.
+fn executable(folder: &Path, script: &str) -> PathBuf {
+    let path = folder.join("grpcurl");
     fs::write(&path, script).expect("the folder takes files");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
     path

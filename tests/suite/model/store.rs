@@ -23,8 +23,8 @@ use gatekey::{
         usage::Uses,
     },
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, Member, Mutation, PepperCheck, Replicas,
-        Store, StoreError, WarmPage, WarmQuery,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
+        Replicas, Store, StoreError, WarmPage, WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -303,6 +303,15 @@ impl Store for Seen {
                     (grant, verifier.clone())
                 }),
             }
+        };
+        self.read(load).await
+    }
+
+    async fn load_owner(&self, _: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
+        let load = |data: &mut Database| LoadedOwner {
+            head: data.head,
+            owner: data.owners.iter().find(|it| it.owner_id == owner).cloned(),
+            tenant: tenant(),
         };
         self.read(load).await
     }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 11] = [
+const SETTINGS: [(&str, &str, &str); 12] = [
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
     (
         "--database-url",
@@ -29,6 +29,7 @@ const SETTINGS: [(&str, &str, &str); 11] = [
     ("--warm-keys", "GATEKEY_WARM_KEYS", "100000"),
     ("--lease", "GATEKEY_LEASE", "10s"),
     ("--validate-auth", "GATEKEY_VALIDATE_AUTH", "required"),
+    ("--max-connection-age", "GATEKEY_MAX_CONNECTION_AGE", "15m"),
     ("--drain", "GATEKEY_DRAIN", "20s"),
     ("--log", "GATEKEY_LOG", "info"),
     ("--log-format", "GATEKEY_LOG_FORMAT", "text"),
@@ -76,6 +77,7 @@ async fn help_does_not_show_a_database_url_that_is_set() {
 async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what_would_be_right() {
     const ADDRESS: &str = "must be an address and a port, such as 127.0.0.1:50051";
     const DURATION: &str = "must be a duration with its unit, such as 500ms, 10s or 15m";
+    const AGE: &str = "must be between 1s and 365days";
     const LEVEL: &str = "must be off, error, warn, info, debug or trace";
     const URL: &str = "it is neither sqlite://<file> nor postgres://<user>@<host>/<database>";
     for (variable, value, right) in [
@@ -83,6 +85,12 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_LISTEN", "127.0.0.1", ADDRESS),
         ("GATEKEY_LISTEN", "127.0.0.1:99999", ADDRESS),
         ("GATEKEY_LISTEN", "", ADDRESS),
+        ("GATEKEY_HEALTH_LISTEN", "nowhere", ADDRESS),
+        ("GATEKEY_HEALTH_LISTEN", "", ADDRESS),
+        ("GATEKEY_MAX_CONNECTION_AGE", "15", DURATION),
+        ("GATEKEY_MAX_CONNECTION_AGE", "0s", AGE),
+        ("GATEKEY_MAX_CONNECTION_AGE", "999ms", AGE),
+        ("GATEKEY_MAX_CONNECTION_AGE", "366days", AGE),
         ("GATEKEY_DRAIN", "20", DURATION),
         ("GATEKEY_DRAIN", "-1s", DURATION),
         ("GATEKEY_DRAIN", "", DURATION),

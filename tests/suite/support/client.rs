@@ -14,7 +14,7 @@ use tonic::{
     Request, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
+    transport::{self, Channel, ClientTlsConfig, Endpoint},
 };
 use tonic_types::StatusExt as _;
 
@@ -64,6 +64,18 @@ impl Gatekey {
             .await
             .expect("a server that serves takes connections");
         Client::over(channel, credential)
+    }
+
+    /// A caller over TLS, with this credential or with none. TLS 1.3 lets a client whose certificate
+    /// is refused connect: it learns of that by its first call.
+    pub async fn encrypted(
+        &self,
+        tls: ClientTlsConfig,
+        credential: Option<&str>,
+    ) -> Result<Client, transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.addr()))?;
+        let channel = endpoint.tls_config(tls)?.connect().await?;
+        Ok(Client::over(channel, credential))
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "support is written as a whole; not every part has a caller at all times"
 )]
 
+pub mod authority;
 pub mod client;
 pub mod pgbouncer;
 pub mod postgres;
@@ -15,6 +16,7 @@ pub mod proxy;
 pub mod stored;
 pub mod tool;
 
+pub use authority::Authority;
 pub use client::Client;
 pub use postgres::Database;
 pub use process::{Gatekey, Setup};

@@ -57,6 +57,12 @@ impl Setup {
         self
     }
 
+    /// Takes a setting away.
+    pub fn unset(mut self, name: &str) -> Setup {
+        self.settings.remove(name);
+        self
+    }
+
     /// The server's folder and working directory, removed with the last user of this setup.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -160,6 +166,16 @@ impl Gatekey {
     /// Where it listens for gRPC.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it listens for probes; it must have been told to.
+    pub fn health_addr(&self) -> SocketAddr {
+        let logs = self.logs();
+        let mut lines = logs.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line["fields"]["health_listen"].as_str()?.parse().ok()
+        });
+        lines.next().expect("it has a port for probes")
     }
 
     /// The id of its process.

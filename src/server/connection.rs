@@ -1,0 +1,234 @@
+//! One connection, from its first byte to its last.
+//!
+//! Here is what tonic has no limit for: how long a connection may take to say that it speaks
+//! HTTP/2, and how old it gets. None is ever cut because of its age: its client is told to make
+//! another one (GOAWAY), and the calls in flight finish.
+
+use std::{
+    error::Error,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http_body::Body;
+use hyper::{Request, Response, body::Incoming, server::conn::http2, service::Service};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    config::Config,
+    tls::{self, Tls},
+};
+
+/// How long a new connection may take to say that it speaks HTTP/2, the handshake of TLS among it.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+/// What it says then (RFC 9113, 3.4) has so many bytes.
+const PREFACE_LENGTH: usize = 24;
+/// The most calls at once on one connection.
+const STREAMS_MAX: u32 = 1024;
+/// A peer that does not answer a ping for this long is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most that a call's headers may have, in bytes.
+const HEADERS_MAX: u32 = 16 * 1024;
+/// By how much the ages of connections differ from what is set, so that clients that came together
+/// do not come back together.
+const AGE_JITTER: std::ops::RangeInclusive<f64> = 0.9..=1.1;
+
+/// How long a connection lasts.
+#[derive(Clone)]
+pub struct Term {
+    /// About how old it gets.
+    age: Duration,
+    /// When it is cancelled, the connection ends as soon as the calls in flight have.
+    pub stop: CancellationToken,
+}
+
+/// Serves a plaintext connection to its end.
+///
+/// # Errors
+/// When the connection breaks, or its client does not speak HTTP/2.
+pub async fn plain<S, B>(stream: TcpStream, service: S, term: &Term) -> io::Result<()>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    stream.set_nodelay(true)?;
+    match term.in_time(Greeted::by(stream)).await? {
+        Some(stream) => converse(stream, service, term).await,
+        None => Ok(()),
+    }
+}
+
+/// Serves a connection with TLS to its end. `service` is made for the name that the client's
+/// certificate gives it, if it has one.
+///
+/// # Errors
+/// As [`plain`], and when the handshake fails.
+pub async fn encrypted<S, B>(
+    stream: TcpStream,
+    tls: &Tls,
+    service: impl FnOnce(Option<String>) -> S,
+    term: &Term,
+) -> io::Result<()>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    stream.set_nodelay(true)?;
+    let greeting = async {
+        let stream = tls.accept(stream).await;
+        let stream = stream.inspect_err(|error| debug!(%error, "a TLS handshake failed"))?;
+        Greeted::by(stream).await
+    };
+    // Apart, for a handshake has much to carry, and a connection may last.
+    match term.in_time(Box::pin(greeting)).await? {
+        Some(stream) => {
+            let service = service(tls::name(&stream.stream));
+            converse(stream, service, term).await
+        }
+        None => Ok(()),
+    }
+}
+
+impl Term {
+    /// As the settings say, until `stop`.
+    pub fn new(config: &Config, stop: &CancellationToken) -> Self {
+        Self {
+            age: config.max_connection_age,
+            stop: stop.clone(),
+        }
+    }
+
+    /// What a greeting comes to; `None` when everything stops before.
+    async fn in_time<T>(
+        &self,
+        greeting: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<Option<T>> {
+        let greeting = time::timeout(GREETING_PATIENCE, greeting);
+        match self.stop.run_until_cancelled(greeting).await {
+            None => Ok(None),
+            Some(Ok(greeted)) => greeted.map(Some),
+            Some(Err(_)) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// Serves calls until the client goes, the connection is old, or everything stops; then finishes
+/// those in flight.
+async fn converse<T, S, B>(stream: Greeted<T>, service: S, term: &Term) -> io::Result<()>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADERS_MAX)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let age = term.age.mul_f64(rand::random_range(AGE_JITTER));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = time::sleep(age) => None,
+        () = term.stop.cancelled() => None,
+    };
+    let ended = if let Some(ended) = ended {
+        ended
+    } else {
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
+    ended.map_err(io::Error::other)
+}
+
+/// A stream whose client has said as much as a preface has: hyper would wait for it without end.
+struct Greeted<T> {
+    preface: [u8; PREFACE_LENGTH],
+    /// How much of the preface hyper has read.
+    read: usize,
+    stream: T,
+}
+
+impl<T: AsyncRead + Unpin> Greeted<T> {
+    async fn by(mut stream: T) -> io::Result<Self> {
+        let mut preface = [0; PREFACE_LENGTH];
+        stream.read_exact(&mut preface).await?;
+        Ok(Self {
+            preface,
+            read: 0,
+            stream,
+        })
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Greeted<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read == PREFACE_LENGTH {
+            return Pin::new(&mut self.stream).poll_read(cx, to);
+        }
+        let rest = &self.preface[self.read..];
+        let length = rest.len().min(to.remaining());
+        to.put_slice(&rest[..length]);
+        self.read += length;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Greeted<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

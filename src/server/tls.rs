@@ -1,0 +1,331 @@
+//! TLS: certificate, key and clients' CAs, from files that are watched.
+//!
+//! New connections get what the files hold now; files that cannot work leave in place what was
+//! there. No text of a key leaves this file, in an error neither. No session is resumed, so that a
+//! client's certificate is checked for each connection.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
+use tokio::{net::TcpStream, sync::watch, task, time};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use super::{StartError, config::Config};
+
+const CERT: &str = "GATEKEY_TLS_CERT_FILE";
+const KEY: &str = "GATEKEY_TLS_KEY_FILE";
+const CLIENT_CA: &str = "GATEKEY_TLS_CLIENT_CA_FILE";
+
+/// HTTP/2, which is all that is spoken.
+const PROTOCOL: &[u8] = b"h2";
+/// How often the files are looked at. What has changed is taken once it is the same twice: by
+/// then whoever writes it has written all of it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What connections are encrypted with.
+#[derive(Clone)]
+pub struct Tls {
+    current: watch::Receiver<Arc<ServerConfig>>,
+    /// Ends the watch with the last of these.
+    _watching: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Tls {
+    /// Reads the files that these settings name, and watches them. `None`: they name none.
+    ///
+    /// # Errors
+    /// One that names the variable, the file and what would be right.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn start(config: &Config) -> Result<Option<Self>, StartError> {
+        let Some(files) = Files::of(config)? else {
+            return Ok(None);
+        };
+        let content = files.read()?;
+        let (sender, current) = watch::channel(Arc::new(files.server(&content)?));
+        let watching = task::spawn(follow(files, content.digest(), sender));
+        Ok(Some(Self {
+            current,
+            _watching: Arc::new(AbortOnDropHandle::new(watching)),
+        }))
+    }
+
+    /// Greets a client.
+    ///
+    /// # Errors
+    /// When the two do not come together: also when the client's certificate is expired, or of
+    /// a CA that is not known.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
+        let config = Arc::clone(&self.current.borrow());
+        TlsAcceptor::from(config).accept(stream).await
+    }
+}
+
+/// The name that a client's certificate gives it: the first URI among its alternative names, or
+/// else the first DNS name.
+pub fn name(stream: &server::TlsStream<TcpStream>) -> Option<String> {
+    let (_, connection) = stream.get_ref();
+    let certificate = connection.peer_certificates()?.first()?;
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let mut uris = certificate.valid_uri_names();
+    let mut names = certificate.valid_dns_names();
+    uris.next().or_else(|| names.next()).map(str::to_owned)
+}
+
+/// Connects to the server that these settings describe, and to no other: it must have the very
+/// certificate that the settings name.
+///
+/// # Errors
+/// When it has another, or the certificate cannot be read.
+pub async fn connect(
+    certificate: &Path,
+    stream: TcpStream,
+) -> io::Result<client::TlsStream<TcpStream>> {
+    let own = fs::read(certificate)?;
+    let own = CertificateDer::from_pem_slice(&own).map_err(io::Error::other)?;
+    let provider = Arc::new(ring::default_provider());
+    let pinned = Pinned {
+        own,
+        provider: Arc::clone(&provider),
+    };
+    let address = stream.peer_addr()?.ip();
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned));
+    let mut config = config.with_no_client_auth();
+    config.alpn_protocols = vec![PROTOCOL.to_owned()];
+    let name = ServerName::IpAddress(address.into());
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+}
+
+/// Takes over what the files hold, whenever that has changed.
+async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<ServerConfig>>) {
+    let files = Arc::new(files);
+    let (mut taken, mut seen) = (loaded, loaded);
+    loop {
+        time::sleep(LOOK_EVERY).await;
+        let read = task::spawn_blocking({
+            let files = Arc::clone(&files);
+            move || files.read()
+        });
+        // It fails only while everything stops.
+        let Ok(read) = read.await else { return };
+        let digest = match &read {
+            Ok(content) => content.digest(),
+            Err(error) => blake3::hash(error.to_string().as_bytes()),
+        };
+        let settled = digest == seen;
+        seen = digest;
+        if digest == taken || !settled {
+            continue;
+        }
+        taken = digest;
+        match read.and_then(|content| files.server(&content)) {
+            Ok(config) => {
+                current.send_replace(Arc::new(config));
+                info!("new connections get the new certificate");
+            }
+            Err(error) => {
+                warn!(%error, "the files of TLS cannot be used: what was before is kept");
+            }
+        }
+    }
+}
+
+/// Where it is.
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+    client_ca: Option<PathBuf>,
+}
+
+/// What is there.
+struct Content {
+    cert: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Content {
+    /// Tells one content from another, without keeping a key.
+    fn digest(&self) -> blake3::Hash {
+        let mut digest = blake3::Hasher::new();
+        for part in [
+            &self.cert,
+            &*self.key,
+            self.client_ca.as_ref().unwrap_or(&Vec::new()),
+        ] {
+            digest.update(blake3::hash(part).as_bytes());
+        }
+        digest.finalize()
+    }
+}
+
+impl Files {
+    /// The files that the settings name.
+    fn of(config: &Config) -> Result<Option<Self>, StartError> {
+        let alone = |variable, path: &Path, missing: &str| {
+            Err(setting(variable, path, format!("set {missing}, too")))
+        };
+        let ca = &config.tls_client_ca_file;
+        match (&config.tls_cert_file, &config.tls_key_file, ca) {
+            (Some(cert), Some(key), _) => Ok(Some(Self {
+                cert: cert.clone(),
+                key: key.clone(),
+                client_ca: ca.clone(),
+            })),
+            (Some(cert), None, _) => alone(CERT, cert, KEY),
+            (None, Some(key), _) => alone(KEY, key, CERT),
+            (None, None, Some(ca)) => alone(
+                CLIENT_CA,
+                ca,
+                "GATEKEY_TLS_CERT_FILE and GATEKEY_TLS_KEY_FILE",
+            ),
+            (None, None, None) => Ok(None),
+        }
+    }
+
+    fn read(&self) -> Result<Content, StartError> {
+        let read = |variable, path: &Path| {
+            let read = fs::read(path);
+            read.map_err(|error| setting(variable, path, error.to_string()))
+        };
+        let client_ca = self.client_ca.as_ref();
+        Ok(Content {
+            cert: read(CERT, &self.cert)?,
+            key: Zeroizing::new(read(KEY, &self.key)?),
+            client_ca: client_ca.map(|path| read(CLIENT_CA, path)).transpose()?,
+        })
+    }
+
+    /// What connections are encrypted with, by this content.
+    fn server(&self, content: &Content) -> Result<ServerConfig, StartError> {
+        let cert = |why: String| setting(CERT, &self.cert, why);
+        let key = |why: &str| setting(KEY, &self.key, why.to_owned());
+        let provider = Arc::new(ring::default_provider());
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| cert(error.to_string()))?;
+        let config = match (&self.client_ca, &content.client_ca) {
+            (Some(path), Some(pem)) => {
+                let wrong = |why: String| setting(CLIENT_CA, path, why);
+                let mut roots = RootCertStore::empty();
+                for ca in certificates(pem).map_err(|why| wrong(why.to_owned()))? {
+                    let added = roots.add(ca);
+                    added.map_err(|error| wrong(error.to_string()))?;
+                }
+                // A client may have a bearer credential instead.
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
+                    .allow_unauthenticated()
+                    .build()
+                    .map_err(|error| wrong(error.to_string()))?;
+                config.with_client_cert_verifier(verifier)
+            }
+            _ => config.with_no_client_auth(),
+        };
+        let chain = certificates(&content.cert).map_err(|why| cert(why.to_owned()))?;
+        let secret = PrivateKeyDer::from_pem_slice(&content.key)
+            .map_err(|_| key("there is no private key in it that can be read (PEM)"))?;
+        let mut config = config
+            .with_single_cert(chain, secret)
+            .map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    key("it is not the key of the certificate in GATEKEY_TLS_CERT_FILE")
+                }
+                rustls::Error::InvalidCertificate(error) => {
+                    cert(format!("its first certificate cannot be used: {error:?}"))
+                }
+                _ => key("it is not a key that TLS can be spoken with (RSA, ECDSA or Ed25519)"),
+            })?;
+        config.alpn_protocols = vec![PROTOCOL.to_owned()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+}
+
+/// All certificates, at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = read.map_err(|_| "it is not PEM")?;
+    if found.is_empty() {
+        return Err("there is no certificate in it (PEM)");
+    }
+    Ok(found)
+}
+
+fn setting(variable: &'static str, path: &Path, why: String) -> StartError {
+    StartError::Setting {
+        variable,
+        value: path.display().to_string(),
+        why,
+    }
+}
+
+/// Takes one certificate for good and no other, whatever name the server is called by.
+#[derive(Debug)]
+struct Pinned {
+    own: CertificateDer<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *end_entity == self.own {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
