@@ -66,6 +66,12 @@ impl Answer {
         }
     }
 
+    /// What was decided.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
     /// Writes it as `gatekey.v1.ValidateResponse`.
     pub fn write(&self, to: &mut impl BufMut) {
         if self.reason == Reason::Allowed {

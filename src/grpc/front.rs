@@ -6,6 +6,7 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -25,6 +26,7 @@ use tower::Layer as _;
 use super::{
     Doors, MESSAGE_MAX, Peer,
     answer::{Answer, Codec},
+    calls::Call,
     complete::complete,
     ending::Ending,
     proto::ValidateRequest,
@@ -32,6 +34,7 @@ use super::{
     trace::{Trace, TraceLayer},
     unary::{self, Read, Reply},
 };
+use crate::meter::{Page, Tell};
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
 /// Health and reflection, which take no room from others.
@@ -104,27 +107,32 @@ where
             return Box::pin(async move {
                 let answer = match unary::read(request).await {
                     Read::Message(request) => {
-                        unary::write(doors.answer_validate(request, &peer).await)
+                        let work = doors.answer_validate(request, &peer);
+                        unary::write(doors.calls.decide(work).await)
                     }
                     // Apart, so that the usual one has little to carry.
                     Read::Other(request) => {
                         let mut grpc =
                             Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
+                        let doors = Arc::clone(&doors);
                         let validate = Validate { doors, peer };
                         let answer = Box::pin(grpc.unary(validate, request)).await;
                         answer.map(Reply::tonic)
                     }
                 };
-                Ok(complete(answer))
+                let answer = complete(answer);
+                doors.calls.count_undecided(answer.headers());
+                Ok(answer)
             });
         }
+        let call = Call::begin(&self.house.doors, request.uri().path());
         if request.uri().path().starts_with(OTHERS) {
             let stop = self.house.doors.stop.clone();
             let answer = self.carry_out(request.map(Body::new));
             return Box::pin(async move {
                 // Their streams are endless; those of events end by themselves.
                 let ending = |body| Body::new(Ending::new(body, stop.cancelled_owned()));
-                Ok(complete(answer.await).map(|body| Reply::tonic(ending(body))))
+                Ok(call.ends_with(complete(answer.await).map(ending)))
             });
         }
         let front = self.clone();
@@ -132,11 +140,11 @@ where
             // Whole first, so that who sends slowly keeps nobody out.
             let request = unary::whole(request).await;
             let Ok(inside) = Arc::clone(&front.house.calls).try_acquire_owned() else {
-                return Ok(complete(status::overloaded().into_http()).map(Reply::tonic));
+                return Ok(call.ends_with(complete(status::overloaded().into_http())));
             };
             let answer = front.carry_out(request.map(Body::new)).await;
             drop(inside);
-            Ok(complete(answer).map(Reply::tonic))
+            Ok(call.ends_with(complete(answer)))
         })
     }
 }
@@ -162,6 +170,13 @@ impl Front {
     }
 }
 
+impl Tell for House {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.doors.calls.tell(page)?;
+        self.doors.validator.tell(page)
+    }
+}
+
 struct Validate {
     doors: Arc<Doors>,
     peer: Peer,
@@ -173,6 +188,9 @@ impl UnaryService<ValidateRequest> for Validate {
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
         let (doors, peer) = (Arc::clone(&self.doors), self.peer.clone());
-        Box::pin(async move { Ok(Response::new(doors.answer_validate(request, &peer).await?)) })
+        Box::pin(async move {
+            let work = doors.answer_validate(request, &peer);
+            Ok(Response::new(doors.calls.decide(work).await?))
+        })
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod answer;
 mod caller;
+mod calls;
 pub mod codec;
 mod complete;
 mod convert;
@@ -12,6 +13,7 @@ mod ending;
 mod events;
 mod front;
 mod keys;
+mod method;
 mod owners;
 mod parse;
 mod patience;
@@ -23,6 +25,7 @@ mod unary;
 mod validate;
 
 pub use caller::Peer;
+pub use calls::Calls;
 pub use front::{Front, House};
 
 use std::sync::Arc;
@@ -65,6 +68,8 @@ pub struct Doors {
     pub admin: AdminToken,
     /// Whether Validate asks who calls.
     pub validate_auth: bool,
+    /// All calls, counted.
+    pub calls: Calls,
     /// Cancelled when the server stops: streams end.
     pub stop: CancellationToken,
 }

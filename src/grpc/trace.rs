@@ -2,7 +2,11 @@
 //! it (<https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>); while they are off, one branch.
 //!
 //! The spans are made with OpenTelemetry itself and not with `tracing`, so that the sampler
-//! decides before anything is paid for. Spans that `tracing` makes inside a call are its children.
+//! decides before anything is paid for: a call that is not sampled takes no memory for its trace, and
+//! has no span at all. What is to have one inside a call asks whether the call has ([`meter::child`]).
+//!
+//! [`meter::child`]: crate::meter::child
+//!
 //! Of a call's metadata only `traceparent` and `tracestate` are read here: the rest holds secrets.
 
 use std::{
@@ -14,11 +18,10 @@ use std::{
 use http_body::{Body, Frame, SizeHint};
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
-    global::{self, BoxedTracer},
     propagation::{Extractor, TextMapPropagator as _},
     trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _},
 };
-use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracer};
 use pin_project_lite::pin_project;
 use tonic::{
     Code,
@@ -26,41 +29,28 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
-/// Every method that may name a span. What a stranger writes into a path may not.
-const METHODS: [&str; 18] = [
-    "gatekey.v1.KeyService/Validate",
-    "gatekey.v1.KeyService/CreateKey",
-    "gatekey.v1.KeyService/GetKey",
-    "gatekey.v1.KeyService/ListKeys",
-    "gatekey.v1.KeyService/LookupKey",
-    "gatekey.v1.KeyService/RevokeKey",
-    "gatekey.v1.KeyService/RevokeKeys",
-    "gatekey.v1.KeyService/RotateKey",
-    "gatekey.v1.KeyService/UpdateKey",
-    "gatekey.v1.OwnerService/DeleteOwner",
-    "gatekey.v1.OwnerService/GetOwner",
-    "gatekey.v1.OwnerService/ListOwners",
-    "gatekey.v1.OwnerService/PutOwner",
-    "gatekey.v1.TenantService/GetTenant",
-    "gatekey.v1.TenantService/ListTenants",
-    "gatekey.v1.TenantService/PutTenant",
-    "gatekey.v1.EventService/ListEvents",
-    "gatekey.v1.EventService/WatchEvents",
-];
+use super::method::{self, METHODS};
+
+/// Makes the spans of calls.
+#[derive(Clone, Debug)]
+pub struct Tracing {
+    pub tracer: SdkTracer,
+    /// Whether a call that belongs to a trace is sampled just as its parent is.
+    pub parent_decides: bool,
+}
 
 /// Gives a service its spans.
 #[derive(Clone, Debug)]
 pub struct TraceLayer {
-    tracer: Option<Arc<BoxedTracer>>,
+    tracing: Option<Arc<Tracing>>,
 }
 
 impl TraceLayer {
-    /// `on` is whether anything takes the spans. When it is, the exporter must have been started
-    /// before: the tracer is taken here, once.
+    /// Without `tracing` there are no spans.
     #[must_use]
-    pub fn new(on: bool) -> Self {
-        let tracer = on.then(|| Arc::new(global::tracer("gatekey")));
-        Self { tracer }
+    pub fn new(tracing: Option<Tracing>) -> Self {
+        let tracing = tracing.map(Arc::new);
+        Self { tracing }
     }
 }
 
@@ -68,8 +58,8 @@ impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
 
     fn layer(&self, inner: S) -> Trace<S> {
-        let tracer = self.tracer.clone();
-        Trace { inner, tracer }
+        let tracing = self.tracing.clone();
+        Trace { inner, tracing }
     }
 }
 
@@ -77,7 +67,7 @@ impl<S> Layer<S> for TraceLayer {
 #[derive(Clone, Debug)]
 pub struct Trace<S> {
     inner: S,
-    tracer: Option<Arc<BoxedTracer>>,
+    tracing: Option<Arc<Tracing>>,
 }
 
 impl<S, B, R> Service<Request<B>> for Trace<S>
@@ -93,8 +83,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let tracer = self.tracer.as_deref();
-        let span = tracer.and_then(|it| open(it, request.uri().path(), request.headers()));
+        let tracing = self.tracing.as_deref();
+        let span = tracing.and_then(|it| open(it, request.uri().path(), request.headers()));
         let _inside = enter(span.as_ref());
         let inner = self.inner.call(request);
         Traced { inner, span }
@@ -164,28 +154,30 @@ fn enter(span: Option<&Context>) -> Option<ContextGuard> {
     span.map(|it| it.clone().attach())
 }
 
-/// Opens the span of a call; `None` for health and reflection. One that is not sampled records
-/// nothing, but is there all the same: what begins inside it must not be sampled on its own.
-fn open(tracer: &BoxedTracer, path: &str, headers: &HeaderMap) -> Option<Context> {
+/// Opens the span of a call; `None` for health and reflection, and where it is not sampled.
+fn open(tracing: &Tracing, path: &str, headers: &HeaderMap) -> Option<Context> {
     let path = path.trim_start_matches('/');
     if path.starts_with("grpc.") {
         return None;
     }
     let mut parent = Context::new();
-    if traceparent(headers).is_some() {
+    if let Some(Traceparent { sampled, .. }) = Traceparent::of(headers) {
+        if tracing.parent_decides && !sampled {
+            return None;
+        }
         parent = TraceContextPropagator::new().extract_with_context(&parent, &Carrier(headers));
     }
-    let name = METHODS.into_iter().find(|it| *it == path);
-    let mut span = tracer
-        .span_builder(name.unwrap_or("unknown"))
-        .with_kind(SpanKind::Server)
-        .start_with_context(tracer, &parent);
-    if span.is_recording() {
-        span.set_attribute(KeyValue::new("rpc.system", "grpc"));
-        if let Some((service, method)) = name.and_then(|it| it.split_once('/')) {
-            span.set_attribute(KeyValue::new("rpc.service", service));
-            span.set_attribute(KeyValue::new("rpc.method", method));
-        }
+    let name = method::find(path).map(|which| METHODS[which]);
+    let tracer = &tracing.tracer;
+    let builder = tracer.span_builder(name.unwrap_or("unknown"));
+    let mut span = tracer.build_with_context(builder.with_kind(SpanKind::Server), &parent);
+    if !span.is_recording() {
+        return None;
+    }
+    span.set_attribute(KeyValue::new("rpc.system", "grpc"));
+    if let Some((service, method)) = name.and_then(|it| it.split_once('/')) {
+        span.set_attribute(KeyValue::new("rpc.service", service));
+        span.set_attribute(KeyValue::new("rpc.method", method));
     }
     Some(parent.with_span(span))
 }
@@ -224,27 +216,36 @@ fn is_failure(code: Code) -> bool {
 /// or not traces are on. `None` when there is none or it is malformed.
 #[must_use]
 pub fn trace_id(headers: &HeaderMap) -> Option<String> {
-    traceparent(headers).map(str::to_owned)
+    Traceparent::of(headers).map(|it| it.trace.to_owned())
 }
 
-/// The trace id of a well-formed `traceparent`
-/// (<https://www.w3.org/TR/trace-context/#traceparent-header>).
-fn traceparent(headers: &HeaderMap) -> Option<&str> {
-    let mut values = headers.get_all("traceparent").iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return None;
-    };
-    let mut parts = value.to_str().ok()?.split('-');
-    let mut hex = |digits| {
-        parts.next().filter(|it| {
-            it.len() == digits && it.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
-        })
-    };
-    let (version, trace, parent, _flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
-    let zero = |id: &str| id.bytes().all(|it| it == b'0');
-    // Version 00 ends here; a later one may add parts. ff is none.
-    let ends = version != "00" || parts.next().is_none();
-    (ends && version != "ff" && !zero(trace) && !zero(parent)).then_some(trace)
+/// A well-formed `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>).
+struct Traceparent<'a> {
+    trace: &'a str,
+    sampled: bool,
+}
+
+impl<'a> Traceparent<'a> {
+    fn of(headers: &'a HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all("traceparent").iter();
+        let (Some(value), None) = (values.next(), values.next()) else {
+            return None;
+        };
+        let mut parts = value.to_str().ok()?.split('-');
+        let mut hex = |digits| {
+            parts.next().filter(|it| {
+                it.len() == digits && it.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
+            })
+        };
+        let (version, trace, parent, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        let zero = |id: &str| id.bytes().all(|it| it == b'0');
+        // Version 00 ends here; a later one may add parts. ff is none.
+        let ends = version != "00" || parts.next().is_none();
+        let well_formed = ends && version != "ff" && !zero(trace) && !zero(parent);
+        let flags = u8::from_str_radix(flags, 16).ok()?;
+        let sampled = flags & 1 == 1;
+        well_formed.then_some(Self { trace, sampled })
+    }
 }
 
 /// The two headers that carry a trace from process to process.
@@ -262,7 +263,8 @@ impl Extractor for Carrier<'_> {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message as _;
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
     use tonic::codegen::http::HeaderValue;
 
     use super::*;
@@ -275,25 +277,6 @@ mod tests {
             headers.append("traceparent", HeaderValue::from_str(value).unwrap());
         }
         headers
-    }
-
-    #[test]
-    fn every_method_of_the_contract_may_name_a_span() {
-        let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/gatekey.v1.bin"));
-        let files = prost_types::FileDescriptorSet::decode(&bytes[..]).unwrap();
-        let mut methods = Vec::new();
-        for file in &files.file {
-            for service in &file.service {
-                for method in &service.method {
-                    let (package, service) = (file.package(), service.name());
-                    methods.push(format!("{package}.{service}/{}", method.name()));
-                }
-            }
-        }
-        methods.sort();
-        let mut known = METHODS.to_vec();
-        known.sort_unstable();
-        assert_eq!(known, methods);
     }
 
     #[test]
@@ -331,6 +314,39 @@ mod tests {
         ] {
             assert_eq!(trace_id(&headers(&[&bad])), None, "{bad}");
         }
+    }
+
+    /// What makes spans where the root's sampler takes none, and a parent decides for its children.
+    fn tracing() -> Tracing {
+        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
+        let provider = SdkTracerProvider::builder().with_sampler(sampler).build();
+        Tracing {
+            tracer: provider.tracer("gatekey"),
+            parent_decides: true,
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_not_sampled_takes_no_memory_for_its_trace() {
+        let (tracing, path) = (tracing(), "/gatekey.v1.KeyService/Validate");
+        let taken = |flags: Option<&str>| {
+            let parent = flags.map(|flags| format!("00-{TRACE}-00f067aa0ba902b7-{flags}"));
+            let headers = headers(&parent.as_deref().into_iter().collect::<Vec<_>>());
+            let open = || open(&tracing, path, &headers).is_some();
+            // A thread's first random number takes memory, once.
+            let opened = open();
+            let measured = allocation_counter::measure(|| {
+                open();
+            });
+            (opened, measured.count_total)
+        };
+        assert_eq!(taken(None), (false, 0));
+        assert_eq!(taken(Some("00")), (false, 0));
+        let (opened, count) = taken(Some("01"));
+        assert!(
+            opened && count > 0,
+            "what is sampled is seen to take memory"
+        );
     }
 
     #[test]

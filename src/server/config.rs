@@ -63,6 +63,16 @@ pub struct Config {
     #[arg(long, env = "GATEKEY_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT", value_parser = parse_address, global = true)]
     pub listen: SocketAddr,
 
+    /// The address that Prometheus reads `/metrics` from; `off` turns it off
+    #[arg(
+        long,
+        env = "GATEKEY_METRICS_LISTEN",
+        default_value = "127.0.0.1:9464",
+        value_name = "ADDRESS:PORT",
+        value_parser = parse_metrics_address,
+        global = true
+    )]
+    pub metrics_listen: MetricsListen,
     /// A second address, of a plaintext port with `grpc.health.v1` alone: for probes, which cannot
     /// speak TLS [default: none]
     #[arg(long, env = "GATEKEY_HEALTH_LISTEN", value_name = "ADDRESS:PORT", value_parser = parse_address, global = true)]
@@ -174,6 +184,13 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// Where metrics are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MetricsListen {
+    At(SocketAddr),
+    Off,
+}
+
 /// Who may call Validate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ValidateAuth {
@@ -232,6 +249,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("listen", &self.listen)
+            .field("metrics_listen", &self.metrics_listen)
             .field("health_listen", &self.health_listen)
             .field("database_url", &self.shown_database_url())
             .field("admin_token_file", &self.admin_token_file)
@@ -324,6 +342,14 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
         .ok()
         .and_then(|mut addresses| addresses.next());
     resolved.ok_or_else(|| "must be an address and a port, such as 127.0.0.1:50051".to_owned())
+}
+
+fn parse_metrics_address(text: &str) -> Result<MetricsListen, String> {
+    if text == "off" {
+        return Ok(MetricsListen::Off);
+    }
+    let address = parse_address(text).map(MetricsListen::At);
+    address.map_err(|_| "must be an address and a port, such as 127.0.0.1:9464, or off".to_owned())
 }
 
 fn parse_span(text: &str) -> Result<Duration, String> {

@@ -6,6 +6,7 @@ pub mod config;
 mod connection;
 pub mod health;
 mod keyfile;
+mod metrics;
 mod telemetry;
 mod tls;
 mod workers;
@@ -19,22 +20,24 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::{
-    config::{Config, ValidateAuth},
+    config::{Config, MetricsListen, ValidateAuth},
     connection::Term,
     health::Readiness,
     keyfile::KeyFiles,
+    metrics::Process,
     telemetry::{Telemetry, TelemetryError},
     tls::Tls,
     workers::Workers,
 };
 use crate::{
-    domain::clock::SystemClock,
-    grpc::{DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
+    domain::clock::{Clock as _, SystemClock},
+    grpc::{Calls, DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
+    meter::{Tell, Told},
     service::{
         cache::Cache,
         fault::Faults,
@@ -102,6 +105,7 @@ pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartE
 }
 
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
+    let started = SystemClock.now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -152,14 +156,21 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let (usage, writing) = Usage::start(Arc::clone(&store));
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
-        validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
+        validator: Validator::new(
+            Arc::clone(&store),
+            Arc::clone(&secrets),
+            Arc::clone(&cache),
+            clock.clone(),
+            repepper,
+        ),
         log: Log::new(Arc::clone(&store), clock.clone(), replica.applied()),
         keyring,
         replica: Arc::clone(&replica),
-        usage,
+        usage: Arc::clone(&usage),
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
+        calls: Calls::default(),
         stop: stop.clone(),
     };
 
@@ -174,14 +185,28 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let house = House::new(
         doors,
         with_reflection(health)?,
-        TraceLayer::new(telemetry.traces()),
+        TraceLayer::new(telemetry.tracing()),
     );
     let term = Term::new(config, &stop);
     let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
+    let telling = ports.metrics.map(|listener| {
+        let told = Told::new(vec![
+            Arc::new(Process { started }),
+            Arc::new(house),
+            cache,
+            secrets,
+            Arc::clone(&store) as Arc<dyn Tell>,
+            Arc::clone(&replica) as Arc<dyn Tell>,
+            usage,
+            workers.connections(),
+        ]);
+        AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, told)))
+    });
     info!(
         listen = %ports.listen,
         tls = tls.is_some(),
         health_listen = ports.health_listen.map(tracing::field::display),
+        metrics_listen = ports.metrics_listen.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
@@ -199,6 +224,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     drop(ports.main);
     stop.cancel();
     finish(workers, config.drain, &cut).await?;
+    drop(telling);
     // Nobody is answered any more: nobody is to wait for this replica.
     following.abort();
     let _ = following.await;
@@ -248,6 +274,8 @@ struct Ports {
     listen: SocketAddr,
     health: Option<TcpListener>,
     health_listen: Option<SocketAddr>,
+    metrics: Option<TcpListener>,
+    metrics_listen: Option<SocketAddr>,
 }
 
 impl Ports {
@@ -257,11 +285,17 @@ impl Ports {
             Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
             None => None,
         };
+        let metrics = match config.metrics_listen {
+            MetricsListen::At(address) => Some(bind("GATEKEY_METRICS_LISTEN", address).await?),
+            MetricsListen::Off => None,
+        };
         Ok(Self {
             listen: main.local_addr()?,
             health_listen: health.as_ref().map(TcpListener::local_addr).transpose()?,
+            metrics_listen: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
             main,
             health,
+            metrics,
         })
     }
 }

@@ -30,6 +30,8 @@ use tracing_subscriber::{
     util::{SubscriberInitExt as _, TryInitError},
 };
 
+use crate::grpc::trace::Tracing;
+
 /// The longest that [`Telemetry::stop`] waits for the last spans to reach the collector.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -104,10 +106,16 @@ pub fn start(log: LevelFilter, format: LogFormat) -> Result<Telemetry, Telemetry
 }
 
 impl Telemetry {
-    /// Whether spans go to a collector; without one, making them would be for nothing.
+    /// What makes the spans of calls; without a collector, making them would be for nothing.
     #[must_use]
-    pub fn traces(&self) -> bool {
-        self.provider.is_some()
+    pub fn tracing(&self) -> Option<Tracing> {
+        let sampler = first(&["OTEL_TRACES_SAMPLER"]);
+        // As the SDK reads it: unset, it is parentbased_always_on.
+        let parent_decides = sampler.is_none_or(|(_, it)| it.starts_with("parentbased_"));
+        self.provider.as_ref().map(|provider| Tracing {
+            tracer: provider.tracer("gatekey"),
+            parent_decides,
+        })
     }
 
     /// Sends what is still held, for at most five seconds, and ends the traces.

@@ -5,11 +5,11 @@
 //! idle.) Here, too, is what tonic has no limit for: how many connections there are.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -29,13 +29,52 @@ use super::{
     connection::{self, Term},
     tls::Tls,
 };
-use crate::grpc::{House, Peer};
+use crate::{
+    grpc::{House, Peer},
+    meter::{Page, Tell},
+};
 
 /// The most connections at once; one more is closed at once.
 const CONNECTIONS_MAX: usize = 16_384;
 /// The serving threads.
 pub struct Workers {
     threads: Vec<Worker>,
+    connections: Arc<Connections>,
+}
+
+/// The connections, counted.
+pub struct Connections {
+    /// Those that are open, by thread.
+    open: Vec<Arc<AtomicUsize>>,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Connections {
+    fn open(&self) -> usize {
+        let open = self.open.iter();
+        open.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl Tell for Connections {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauge(
+            "gatekey_connections",
+            "Connections that are open",
+            self.open(),
+        )?;
+        page.counter(
+            "gatekey_connections_accepted_total",
+            "Connections that were accepted",
+            self.accepted.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "gatekey_connections_refused_total",
+            "Connections that were closed at once, or not accepted, for there were too many",
+            self.refused.load(Ordering::Relaxed),
+        )
+    }
 }
 
 struct Worker {
@@ -81,9 +120,22 @@ impl Workers {
                 thread,
             })
         });
+        let threads = threads.collect::<io::Result<Vec<Worker>>>()?;
+        let open = threads.iter();
+        let connections = Connections {
+            open: open.map(|worker| Arc::clone(&worker.connections)).collect(),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        };
         Ok(Self {
-            threads: threads.collect::<io::Result<_>>()?,
+            threads,
+            connections: Arc::new(connections),
         })
+    }
+
+    /// The connections, counted.
+    pub fn connections(&self) -> Arc<Connections> {
+        Arc::clone(&self.connections)
     }
 
     /// Gives each new connection to the worker that has the fewest, until `stop`.
@@ -93,6 +145,7 @@ impl Workers {
                 Ok((stream, peer)) => self.give(stream, peer),
                 Err(error) => {
                     // Of the connection, or of the process, which has no descriptors left.
+                    self.connections.refused.fetch_add(1, Ordering::Relaxed);
                     warn!(%error, "a connection could not be accepted");
                     time::sleep(ACCEPT_AGAIN).await;
                 }
@@ -111,13 +164,14 @@ impl Workers {
 
     fn give(&self, stream: TcpStream, peer: SocketAddr) {
         let load = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
-        let total: usize = self.threads.iter().map(|worker| load(&worker)).sum();
         let Some(least) = self.threads.iter().min_by_key(load) else {
             return;
         };
-        if total >= CONNECTIONS_MAX {
+        if self.connections.open() >= CONNECTIONS_MAX {
+            self.connections.refused.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        self.connections.accepted.fetch_add(1, Ordering::Relaxed);
         // Taken off this runtime, to be put on the worker's.
         if let Ok(stream) = stream.into_std() {
             least.connections.fetch_add(1, Ordering::Relaxed);

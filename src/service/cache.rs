@@ -16,10 +16,16 @@ mod epochs;
 #[cfg(test)]
 mod model;
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use quick_cache::{
-    DefaultHashBuilder, Weighter,
+    DefaultHashBuilder, Lifecycle, Weighter,
     sync::{Cache as QuickCache, DefaultLifecycle, EntryAction, EntryResult, PlaceholderGuard},
 };
 
@@ -28,7 +34,10 @@ use super::{
     fault::{Fault, Faults},
     lease::Lease,
 };
-use crate::domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId};
+use crate::{
+    domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId},
+    meter::{Page, Tally, Tell},
+};
 
 /// What `epochs.rs` counts with; `model.rs` has others.
 mod atomic {
@@ -67,12 +76,18 @@ pub struct Voucher {
 
 /// Verified keys in memory.
 pub struct Cache {
-    entries: QuickCache<KeyId, Arc<Entry>, Bytes>,
+    entries: QuickCache<KeyId, Arc<Entry>, Bytes, DefaultHashBuilder, Evictions>,
     vouchers: QuickCache<Arc<str>, Arc<Voucher>>,
     epochs: Epochs,
     lease: Lease,
     faults: Faults,
+    looks: Tally<2>,
+    evictions: Evictions,
 }
+
+/// What a look is counted as.
+const HIT: usize = 0;
+const MISS: usize = 1;
 
 /// What a look into the cache found.
 pub enum Look<'a> {
@@ -85,14 +100,7 @@ pub enum Look<'a> {
 
 /// The right to load a key, until it is filled or dropped.
 pub struct Place<'a> {
-    guard: PlaceholderGuard<
-        'a,
-        KeyId,
-        Arc<Entry>,
-        Bytes,
-        DefaultHashBuilder,
-        DefaultLifecycle<KeyId, Arc<Entry>>,
-    >,
+    guard: PlaceholderGuard<'a, KeyId, Arc<Entry>, Bytes, DefaultHashBuilder, Evictions>,
     /// The entry that counts no more: what it proved is proven for ever.
     pub stale: Option<Arc<Entry>>,
 }
@@ -105,12 +113,21 @@ impl Cache {
     #[must_use]
     pub fn new(keys: usize, faults: Faults) -> Self {
         let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
+        let evictions = Evictions::default();
         Self {
-            entries: QuickCache::with_weighter(keys.max(1), capacity as u64, Bytes),
+            entries: QuickCache::with(
+                keys.max(1),
+                capacity as u64,
+                Bytes,
+                DefaultHashBuilder::default(),
+                evictions.clone(),
+            ),
             vouchers: QuickCache::new(VOUCHERS),
             epochs: Epochs::new(keys.max(1)),
             lease: Lease::default(),
             faults,
+            looks: Tally::default(),
+            evictions,
         }
     }
 
@@ -141,14 +158,24 @@ impl Cache {
     /// The entry of a key, if there is one that counts and the lease is held.
     #[must_use]
     pub fn get(&self, id: KeyId, clock: &dyn Clock) -> Option<Arc<Entry>> {
-        self.under_lease(clock, || {
+        let hit = self.under_lease(clock, || {
             let entry = self.entries.get(&id)?;
             self.epochs.counts(id, entry.stamp).then_some(entry)
-        })
+        })?;
+        // A miss is counted by the look that follows.
+        self.looks.add(HIT, 1);
+        Some(hit)
     }
 
     /// The entry of a key, or the right to load it. Waits while somebody else does.
     pub async fn look(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
+        let look = self.look_up(id, clock).await;
+        let hit = matches!(look, Look::Hit(_));
+        self.looks.add(if hit { HIT } else { MISS }, 1);
+        look
+    }
+
+    async fn look_up(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
         let deadline = self.lease.deadline();
         let held = || deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck);
         if !held() {
@@ -266,6 +293,58 @@ impl Place<'_> {
     pub fn fill(self, entry: Arc<Entry>) {
         // It fails if another was put there meanwhile, which is then as good.
         let _ = self.guard.insert(entry);
+    }
+}
+
+impl Tell for Cache {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let looks = self.looks.read();
+        page.counter(
+            "gatekey_cache_hits_total",
+            "Looks for a key that memory answered, callers' own keys included",
+            looks[HIT],
+        )?;
+        page.counter(
+            "gatekey_cache_misses_total",
+            "Looks for a key that memory could not answer",
+            looks[MISS],
+        )?;
+        page.counter(
+            "gatekey_cache_evictions_total",
+            "Keys that had to leave memory for others",
+            self.evictions.0.load(Ordering::Relaxed),
+        )?;
+        page.gauge(
+            "gatekey_cache_entries",
+            "Keys in memory, those that are to be read anew among them",
+            self.len(),
+        )?;
+        page.gauge(
+            "gatekey_cache_bytes",
+            "What the keys in memory take, about",
+            self.entries.weight(),
+        )?;
+        page.gauge(
+            "gatekey_cache_max_bytes",
+            "What the keys in memory may take",
+            self.entries.capacity(),
+        )
+    }
+}
+
+/// Counts what leaves for want of room.
+#[derive(Clone, Default)]
+struct Evictions(Arc<AtomicU64>);
+
+type Dropped = DefaultLifecycle<KeyId, Arc<Entry>>;
+
+impl Lifecycle<KeyId, Arc<Entry>> for Evictions {
+    /// What is dropped only once no lock is held.
+    type RequestState = <Dropped as Lifecycle<KeyId, Arc<Entry>>>::RequestState;
+
+    fn on_evict(&self, state: &mut Self::RequestState, id: KeyId, entry: Arc<Entry>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Dropped::default().on_evict(state, id, entry);
     }
 }
 

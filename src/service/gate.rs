@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use thiserror::Error;
@@ -21,6 +21,17 @@ pub struct Gate {
     inside: Arc<Semaphore>,
     waiting: AtomicUsize,
     waiting_max: usize,
+    inside_max: usize,
+    refused: AtomicU64,
+}
+
+/// How busy a gate is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Crowd {
+    pub inside: usize,
+    pub waiting: usize,
+    /// How many were told to go since the start.
+    pub refused: u64,
 }
 
 impl Gate {
@@ -31,6 +42,8 @@ impl Gate {
             inside: Arc::new(Semaphore::new(inside)),
             waiting: AtomicUsize::new(0),
             waiting_max: waiting,
+            inside_max: inside,
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -43,13 +56,28 @@ impl Gate {
         if let Ok(permit) = Arc::clone(&semaphore).try_acquire_owned() {
             return Ok(Inside(permit));
         }
-        let _waiting = Waiting::begin(&self.waiting, self.waiting_max)?;
+        let waiting = Waiting::begin(&self.waiting, self.waiting_max);
+        let _waiting = waiting.inspect_err(|Full| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        })?;
         // It is never closed.
         semaphore
             .acquire_owned()
             .await
             .map(Inside)
             .map_err(|_| Full)
+    }
+
+    /// How busy it is now.
+    #[must_use]
+    pub fn crowd(&self) -> Crowd {
+        Crowd {
+            inside: self
+                .inside_max
+                .saturating_sub(self.inside.available_permits()),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -85,6 +113,12 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(gate.enter().await.err(), Some(Full));
+        let crowd = Crowd {
+            inside: 1,
+            waiting: 1,
+            refused: 1,
+        };
+        assert_eq!(gate.crowd(), crowd);
         drop(first);
         assert!(second.await.unwrap());
         assert!(gate.enter().await.is_ok());

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    mem,
+    fmt, mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -30,6 +30,7 @@ use crate::{
         token::KeyId,
         usage::{Use, Uses},
     },
+    meter::{Page, Tell, thread_number},
     store::{Store, StoreError},
 };
 
@@ -63,6 +64,8 @@ pub struct Usage {
     held: AtomicUsize,
     /// How many uses were not noted for want of room.
     lost: AtomicU64,
+    /// How many of these were told of already.
+    told_lost: AtomicU64,
     enough: Notify,
 }
 
@@ -90,6 +93,7 @@ impl Default for Usage {
             tables: (0..TABLES).map(|_| Table::default()).collect(),
             held: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
+            told_lost: AtomicU64::new(0),
             enough: Notify::new(),
         }
     }
@@ -99,7 +103,7 @@ impl Usage {
     /// Notes that a key was used.
     pub fn note(&self, key: KeyId, noted: Use) {
         let uses = Uses::once(noted);
-        match self.tables[own_table()].gathered().entry(key) {
+        match self.tables[thread_number() % TABLES].gathered().entry(key) {
             Entry::Occupied(mut known) => known.get_mut().add(uses),
             Entry::Vacant(place) => {
                 let held = self.held.fetch_add(1, Ordering::Relaxed);
@@ -155,7 +159,8 @@ impl Usage {
     /// Writes what is noted, and says whether all of it was written.
     async fn flush(&self, waiting: &mut Gathered, store: &dyn Store, healthy: bool) -> bool {
         self.take(waiting);
-        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let all_lost = self.lost.load(Ordering::Relaxed);
+        let lost = all_lost - self.told_lost.swap(all_lost, Ordering::Relaxed);
         if lost > 0 {
             warn!(
                 uses = lost,
@@ -217,19 +222,25 @@ impl Usage {
     }
 }
 
+impl Tell for Usage {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauge(
+            "gatekey_usage_pending",
+            "Keys whose last uses are to be written",
+            self.held.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "gatekey_usage_lost_total",
+            "Uses of keys that were not noted for want of room",
+            self.lost.load(Ordering::Relaxed),
+        )
+    }
+}
+
 impl Table {
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Which table the current thread notes in.
-fn own_table() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static OWN: usize = THREADS.fetch_add(1, Ordering::Relaxed) % TABLES;
-    }
-    OWN.with(|own| *own)
 }
 
 #[cfg(test)]

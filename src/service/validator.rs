@@ -4,8 +4,9 @@
 //! for all who wait for it, on the runtime of what is slow. A refusal is a value; an error means that
 //! nothing could be decided. Nothing on this way writes, and nothing is logged a call.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use opentelemetry::trace::FutureExt as _;
 use thiserror::Error;
 use tokio::{runtime::Handle, time};
 
@@ -23,6 +24,7 @@ use crate::{
         tenant::SYSTEM,
         token::{KeyId, Presented},
     },
+    meter::{Page, Tell},
     store::{Loaded, LoadedOwner, Store, StoreError},
 };
 
@@ -272,15 +274,37 @@ impl Validator {
     ) -> Result<T, Undecided> {
         let entering = in_time(self.loads.enter()).await?;
         let inside = entering.map_err(|_| Undecided::Overloaded)?;
-        let load = self.runtime.spawn(async move {
+        let load = async move {
             let _inside = inside;
             time::timeout(LOAD_PATIENCE, load).await
-        });
+        };
+        let load = self.runtime.spawn(load.with_current_context());
         match load.await {
             Ok(Ok(loaded)) => Ok(loaded?),
             Ok(Err(late)) => Err(StoreError::Unavailable(late.into()).into()),
             Err(stopped) => Err(StoreError::Unavailable(stopped.into()).into()),
         }
+    }
+}
+
+impl Tell for Validator {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let crowd = self.loads.crowd();
+        page.gauge(
+            "gatekey_loads_running",
+            "Keys that are being loaded for a Validate",
+            crowd.inside,
+        )?;
+        page.gauge(
+            "gatekey_loads_queued",
+            "Loads that wait for their turn",
+            crowd.waiting,
+        )?;
+        page.counter(
+            "gatekey_loads_refused_total",
+            "Loads that were refused, for too many waited",
+            crowd.refused,
+        )
     }
 }
 

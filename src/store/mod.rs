@@ -8,6 +8,7 @@
 mod bounded;
 mod column;
 pub mod listing;
+mod measured;
 mod postgres;
 mod sqlite;
 pub mod text;
@@ -31,6 +32,7 @@ use crate::domain::{
     token::KeyId,
     usage::Uses,
 };
+use crate::meter::Tell;
 
 pub use warm::{WarmKey, WarmPage, WarmQuery};
 
@@ -190,7 +192,7 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 ///
 /// Absent is `None`, not an error. Every method fails with [`StoreError`] alone.
 #[async_trait]
-pub trait Store: Replicas {
+pub trait Store: Replicas + Tell {
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
 

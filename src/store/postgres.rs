@@ -9,7 +9,7 @@ use sqlx::{
 };
 use tokio::{sync::Mutex, time};
 
-use super::{OpenError, Store, text};
+use super::{OpenError, Store, measured::Measured, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -59,13 +59,13 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         // Sessions that a pooler mixes up show with the first statements of the same name.
         query(text::HEAD).execute(pool).await?;
     }
-    Ok(Arc::new(sql::SqlStore {
+    Ok(Arc::new(Measured::new(sql::SqlStore {
         reader,
         writer,
         pulse,
         hints: Hints::default(),
         lock: None,
-    }))
+    })))
 }
 
 /// Notifications: they get lost when the listener reconnects, and a half-open connection brings

@@ -3,7 +3,7 @@
 //! This file is compiled twice, as a part of `sqlite.rs` and of `postgres.rs`, which say what
 //! `Db` is and where its few words differ. Generic code would say the same with a page of bounds.
 
-use std::{fs::File, time::Duration};
+use std::{fmt, fs::File, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
@@ -22,6 +22,7 @@ use crate::{
         token::KeyId,
         usage::Uses,
     },
+    meter::{self, Tell},
     store::{
         Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
         Replicas, Store, StoreError, WarmPage, WarmQuery, again,
@@ -49,6 +50,31 @@ pub(super) struct SqlStore {
     /// What says that the file is ours; let go when the store is dropped.
     #[expect(dead_code, reason = "it is held, not used")]
     pub(super) lock: Option<File>,
+}
+
+impl Tell for SqlStore {
+    fn tell(&self, page: &mut meter::Page<'_>) -> fmt::Result {
+        let pools = [
+            ("reader", &self.reader),
+            ("writer", &self.writer),
+            ("pulse", &self.pulse),
+        ];
+        page.gauges(
+            "gatekey_store_connections",
+            "Connections to the store that are open",
+            pools.iter().flat_map(|(name, pool)| {
+                let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+                let used = pool.size().saturating_sub(idle);
+                [("used", used), ("idle", idle)]
+                    .map(|(state, count)| ([("pool", *name), ("state", state)], count))
+            }),
+        )?;
+        page.gauges(
+            "gatekey_store_connections_max",
+            "How many connections to the store may be open",
+            pools.map(|(name, pool)| ([("pool", name)], pool.options().get_max_connections())),
+        )
+    }
 }
 
 #[async_trait]

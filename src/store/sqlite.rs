@@ -19,7 +19,7 @@ use sqlx::{
 
 use tokio::sync::Notify;
 
-use super::{OpenError, Store, text};
+use super::{OpenError, Store, measured::Measured, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -76,13 +76,13 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         })
         .connect_lazy_with(reader.clone());
     let reader = pool.max_connections(READERS).connect_with(reader).await?;
-    Ok(Arc::new(sql::SqlStore {
+    Ok(Arc::new(Measured::new(sql::SqlStore {
         reader,
         writer,
         pulse,
         hints: Hints::default(),
         lock: Some(lock),
-    }))
+    })))
 }
 
 /// There is this process alone to tell.

@@ -209,7 +209,11 @@ fn with_env(mut program: Program, container: &Json, database: Option<&str>) -> P
             .expect("only the database's URL is in a Secret");
         program = program.env(name, value);
     }
-    for listen in ["GATEKEY_LISTEN", "GATEKEY_HEALTH_LISTEN"] {
+    for listen in [
+        "GATEKEY_LISTEN",
+        "GATEKEY_HEALTH_LISTEN",
+        "GATEKEY_METRICS_LISTEN",
+    ] {
         program = program.env(listen, "127.0.0.1:0");
     }
     program
@@ -318,6 +322,7 @@ async fn the_images_root_cannot_be_written_to() {
     let ended = image
         .command(&image.entrypoint, &[], None)
         .env("GATEKEY_LISTEN", "127.0.0.1:0")
+        .env("GATEKEY_METRICS_LISTEN", "off")
         .end()
         .await;
     let told = ended.last_line();

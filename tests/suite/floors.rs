@@ -7,10 +7,10 @@ use std::{
 };
 
 /// From the roof down: each may import what stands below it.
-const FLOORS: [&str; 5] = ["server", "grpc", "service", "store", "domain"];
+const FLOORS: [&str; 6] = ["server", "grpc", "service", "store", "domain", "meter"];
 
 /// Which crate may be named under which paths alone.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("sqlx", &["store/"]),
     ("tonic", &["grpc/", "server/"]),
     ("tonic_types", &["grpc/", "server/"]),
@@ -18,6 +18,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("prost_types", &["grpc/"]),
     ("argon2", &["service/secret/"]),
     ("clap", &["server/"]),
+    ("prometheus_client", &["meter/"]),
     ("rustls", &["server/tls"]),
     ("webpki", &["server/tls"]),
 ];

@@ -21,6 +21,7 @@ mod indistinguishable;
 mod inside;
 mod limits;
 mod listing;
+mod metrics;
 mod model;
 mod peppers;
 mod program;

@@ -56,6 +56,15 @@ async fn a_call_that_began_in_a_client_arrives_at_a_real_collector_with_its_pare
     assert_eq!(field(&span, "Status code"), "STATUS_CODE_UNSET");
     assert_eq!(field(&span, "-> rpc.method"), "Str(CreateKey)");
     assert_eq!(field(&span, "-> rpc.grpc.status_code"), "Int(0)");
+    for (child, kind) in [
+        ("argon2", "SPAN_KIND_INTERNAL"),
+        ("store begin", "SPAN_KIND_CLIENT"),
+        ("store commit", "SPAN_KIND_CLIENT"),
+    ] {
+        let child = collector.seen_span(TRACE, child);
+        assert_eq!(field(&child, "Parent ID"), field(&span, "ID"));
+        assert_eq!(field(&child, "Kind"), kind);
+    }
     for secret in [created.plaintext_key, admin_token] {
         assert!(!collector.seen.contains(&secret), "a trace holds a secret");
     }
@@ -151,6 +160,19 @@ impl Collector {
 
     fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The only span of that name in a trace, of those that have been seen: children end before their parents.
+    fn seen_span(&self, trace: &str, name: &str) -> Vec<String> {
+        let spans = self.seen.split("Span #");
+        let spans = spans.map(|span| span.lines().map(str::to_owned).collect::<Vec<_>>());
+        let found: Vec<_> = spans
+            .filter(|span| field(span, "Trace ID") == trace && field(span, "Name") == name)
+            .collect();
+        let [span] = &found[..] else {
+            panic!("{name} is there {} times in:\n{}", found.len(), self.seen);
+        };
+        span.clone()
     }
 
     /// Waits for a span of that name, and returns its lines up to its status.

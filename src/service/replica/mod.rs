@@ -12,7 +12,11 @@ mod others;
 mod wait;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,13 +27,14 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::others::Others;
+use self::{others::Others, wait::Waits};
 use super::{
     cache::Cache,
     fault::{Fault, Faults},
 };
 use crate::{
     domain::clock::Clock,
+    meter::{Page, Tell},
     store::{Store, StoreError},
 };
 
@@ -54,9 +59,12 @@ pub struct Replica {
     faults: Faults,
     /// Up to which revision memory is true.
     applied: watch::Sender<i64>,
+    /// The log's head as it was last seen.
+    head: AtomicI64,
     /// Wakes it for a change made here.
     nudge: Notify,
     others: Others,
+    waits: Waits,
 }
 
 /// How a membership ends but by leaving.
@@ -104,8 +112,10 @@ impl Replica {
             faults: cache.faults(),
             cache,
             applied: watch::Sender::new(0),
+            head: AtomicI64::new(0),
             nudge: Notify::new(),
             others: Others::default(),
+            waits: Waits::default(),
         }
     }
 
@@ -180,6 +190,8 @@ impl Replica {
             match joined {
                 Ok(Ok(head)) => {
                     self.cache.clear(head);
+                    // Not the highest: the log may have become shorter.
+                    self.head.store(head, Ordering::Relaxed);
                     self.applied.send_replace(head);
                     if self.faults.has(Fault::JoinGrants) {
                         self.cache.lease().grant(asked + self.lease);
@@ -270,6 +282,7 @@ impl Replica {
                 }));
             };
             progress.acknowledged = applied;
+            self.head.fetch_max(head, Ordering::Relaxed);
             while progress.applied < head && !self.faults.has(Fault::NoFence) {
                 let before = progress.applied;
                 self.apply_batch(progress).await?;
@@ -301,6 +314,9 @@ impl Replica {
             self.in_time(self.store.renew(&self.id(), last.revision))
                 .await?;
         }
+        if let Some(last) = events.last() {
+            self.head.fetch_max(last.revision, Ordering::Relaxed);
+        }
         for event in events {
             if event.revision != progress.applied + 1 {
                 return Err(Stop::Lost(Lost::Unreadable));
@@ -328,6 +344,35 @@ impl Replica {
     fn wall_ahead(&self) -> f64 {
         let wall = Duration::from_micros(self.clock.now().as_micros().try_into().unwrap_or(0));
         wall.as_secs_f64() - self.clock.uptime().as_secs_f64()
+    }
+}
+
+impl Tell for Replica {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        // In this order, so that what is applied is not ahead.
+        let applied = *self.applied.borrow();
+        let head = self.head.load(Ordering::Relaxed).max(applied);
+        page.gauge(
+            "gatekey_lease_remaining_seconds",
+            "How long this replica may still answer from memory",
+            self.lease_left().as_secs_f64(),
+        )?;
+        page.gauge(
+            "gatekey_lease_seconds",
+            "How long a lease lasts",
+            self.lease.as_secs_f64(),
+        )?;
+        page.gauge(
+            "gatekey_revision_applied",
+            "Up to which revision of the log memory is true",
+            applied,
+        )?;
+        page.gauge(
+            "gatekey_revision_lag",
+            "How many revisions of the log that were seen are not applied",
+            head - applied,
+        )?;
+        self.waits.tell(page)
     }
 }
 

@@ -1,11 +1,20 @@
 //! The wait of who has narrowed what a key may do, until no replica answers by what was before.
 
-use std::time::Duration;
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use tokio::time;
 
 use super::Replica;
-use crate::{domain::enforcement::Enforcement, service::fault::Fault, store::Member};
+use crate::{
+    domain::enforcement::Enforcement,
+    meter::{Durations, Page, Tell},
+    service::fault::Fault,
+    store::Member,
+};
 
 /// By how much the rates of two machines' clocks may differ: by 1 % each from the true one.
 const RATES: f64 = 1.01 / 0.99;
@@ -23,6 +32,62 @@ pub(super) fn outlasting(lease: Duration) -> Duration {
     lease.mul_f64(RATES) + MARGIN
 }
 
+/// What is known of the waits.
+pub(super) struct Waits {
+    /// How long they took that ended with ENFORCED.
+    enforced: Durations,
+    /// How many ended before.
+    pending: AtomicU64,
+    /// How many there are.
+    under_way: AtomicU64,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            enforced: Durations::cold(),
+            pending: AtomicU64::new(0),
+            under_way: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Tell for Waits {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.duration(
+            "gatekey_enforcement_duration_seconds",
+            "How long it took from a change's commit until no replica answered by what was before",
+            &self.enforced,
+        )?;
+        page.gauge(
+            "gatekey_enforcement_waiting",
+            "Changes that are committed and wait for replicas",
+            self.under_way.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "gatekey_enforcement_pending_total",
+            "Changes that were answered PENDING, for the caller's deadline came first",
+            self.pending.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// A wait under way.
+struct UnderWay<'a>(&'a AtomicU64);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What a wait knows of the replicas.
 struct Behind {
     /// How many have not acknowledged.
@@ -38,6 +103,7 @@ impl Replica {
     /// It needs the store only to be quick: without it, it waits for as long as a lease can last.
     pub async fn enforced(&self, revision: i64, patience: Option<Duration>) -> Enforcement {
         let committed = self.clock.uptime();
+        let _under_way = UnderWay::begin(&self.waits.under_way);
         // Until the members have been seen.
         let mut behind = Behind {
             count: 1,
@@ -56,11 +122,13 @@ impl Replica {
                 enough /= 2;
             }
             if behind.count == 0 || waited >= enough {
+                self.waits.enforced.note(waited);
                 return Enforcement::Enforced;
             }
             let rest = enough.saturating_sub(waited);
             let left = self.left(committed, patience);
             if left.is_some_and(|left| left.is_zero()) {
+                self.waits.pending.fetch_add(1, Ordering::Relaxed);
                 return Enforcement::Pending {
                     by: self.clock.now().after(rest),
                     waiting_for: behind.count,

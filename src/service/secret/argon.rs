@@ -12,6 +12,7 @@ use std::{
 };
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
+use opentelemetry::trace::SpanKind;
 use password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use rand::RngExt as _;
 use rustix::process::nice;
@@ -20,7 +21,10 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::Busy;
-use crate::service::gate::Gate;
+use crate::{
+    meter,
+    service::gate::{Crowd, Gate},
+};
 
 /// OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -62,6 +66,11 @@ impl Argon {
         self.done.load(Ordering::Relaxed)
     }
 
+    /// How busy the pool is.
+    pub(super) fn crowd(&self) -> Crowd {
+        self.gate.crowd()
+    }
+
     /// The PHC string of a text, with a salt of its own.
     pub(super) async fn hash(&self, text: &str) -> Result<String, Busy> {
         let text = Zeroizing::new(text.to_owned());
@@ -91,6 +100,14 @@ impl Argon {
     }
 
     async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
+    ) -> Result<T, Busy> {
+        // Its span has the waiting, too.
+        meter::child("argon2", SpanKind::Internal, self.run_inside(work)).await
+    }
+
+    async fn run_inside<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Busy> {

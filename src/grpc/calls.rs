@@ -1,0 +1,258 @@
+//! Calls, counted where they come in and where they end.
+//!
+//! A Validate is counted in the array of its own thread: one increment for its decision. How long it
+//! takes is looked at for one in [`SAMPLED`] of a thread's, so that the clock is seldom read; what
+//! makes it long, the store, is timed each time it is asked.
+
+use std::{
+    array,
+    cell::Cell,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::http::{self, HeaderMap},
+};
+
+use super::{
+    Doors,
+    answer::Answer,
+    method::{self, METHODS},
+    proto::Reason,
+    unary::Reply,
+};
+use crate::meter::{Durations, Page, Tally, Tell};
+
+/// One in this many Validates is timed.
+const SAMPLED: u32 = 16;
+
+/// gRPC's codes as they are written in its specification, by their numbers.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+const OK: usize = Code::Ok as usize;
+
+/// What is no method of the contract: health and reflection, and what a stranger makes up.
+const INFRASTRUCTURE: usize = METHODS.len();
+const UNKNOWN: usize = METHODS.len() + 1;
+const NAMES: usize = METHODS.len() + 2;
+const VALIDATE: usize = 0;
+
+/// One more than the highest number of a [`Reason`].
+const REASONS: usize = Reason::InsufficientScope as usize + 1;
+
+/// All calls since the start.
+pub struct Calls {
+    /// By reason.
+    decisions: Tally<REASONS>,
+    /// By code; a Validate that was decided is not among them.
+    codes: [Tally<{ CODES.len() }>; NAMES],
+    took: [Durations; NAMES],
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        let hot = |name| match name {
+            VALIDATE => Durations::hot(),
+            _ => Durations::cold(),
+        };
+        Self {
+            decisions: Tally::default(),
+            codes: array::from_fn(|_| Tally::default()),
+            took: array::from_fn(hot),
+        }
+    }
+}
+
+impl Calls {
+    /// Carries out a Validate, and counts it if it comes to a decision.
+    pub(super) async fn decide(
+        &self,
+        work: impl Future<Output = Result<Answer, Status>>,
+    ) -> Result<Answer, Status> {
+        let began = sampled().then(Instant::now);
+        let answer = work.await;
+        if let Some(began) = began {
+            self.took[VALIDATE].note(began.elapsed());
+        }
+        if let Ok(answer) = &answer {
+            self.decisions.add(answer.reason() as usize, 1);
+        }
+        answer
+    }
+
+    /// Counts a Validate that ended with an error, which stands in these headers.
+    pub(super) fn count_undecided(&self, headers: &HeaderMap) {
+        if let Some(code) = code(headers) {
+            self.codes[VALIDATE].add(code as usize, 1);
+        }
+    }
+}
+
+impl Tell for Calls {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let names = METHODS.into_iter().chain(["grpc.*", "unknown"]);
+        let decisions = self.decisions.read();
+        let decided: u64 = decisions.iter().sum();
+        let mut counts = Vec::new();
+        for (name, tally) in names.clone().zip(&self.codes) {
+            for (code, count) in tally.read().into_iter().enumerate() {
+                let ok = code == OK;
+                let decided = if ok && name == METHODS[VALIDATE] {
+                    decided
+                } else {
+                    0
+                };
+                // An error that never was is not told: there are hundreds that could be.
+                if ok || count > 0 {
+                    let labels = [("method", name), ("code", CODES[code])];
+                    counts.push((labels, count + decided));
+                }
+            }
+        }
+        page.counters("gatekey_calls_total", "Calls that have ended", counts)?;
+        page.counters(
+            "gatekey_decisions_total",
+            "What Validates were answered",
+            (1..).zip(&decisions[1..]).filter_map(|(number, count)| {
+                let reason = Reason::try_from(number).ok()?.as_str_name();
+                let reason = reason.strip_prefix("REASON_").unwrap_or(reason);
+                Some(([("reason", reason)], *count))
+            }),
+        )?;
+        let took = names.zip(&self.took);
+        page.durations(
+            "gatekey_call_duration_seconds",
+            "How long calls took; of Validates one in 16 is timed",
+            took.map(|(name, took)| ([("method", name)], took)),
+        )
+    }
+}
+
+/// Whether this thread's next Validate is timed; the first one is.
+fn sampled() -> bool {
+    thread_local! {
+        static NEXT: Cell<u32> = const { Cell::new(0) };
+    }
+    let number = NEXT.get();
+    NEXT.set(number.wrapping_add(1));
+    number.is_multiple_of(SAMPLED)
+}
+
+/// The code in an answer's last headers, if they are that.
+fn code(headers: &HeaderMap) -> Option<Code> {
+    let status = headers.get(Status::GRPC_STATUS)?;
+    Some(Code::from_bytes(status.as_bytes()))
+}
+
+/// A call under way. It is counted when it is dropped: as cancelled, unless it has ended before.
+pub(super) struct Call {
+    doors: Arc<Doors>,
+    name: usize,
+    began: Instant,
+    code: Code,
+}
+
+impl Call {
+    /// Begins a call that is no Validate.
+    pub(super) fn begin(doors: &Arc<Doors>, path: &str) -> Self {
+        let other = if path.starts_with("/grpc.") {
+            INFRASTRUCTURE
+        } else {
+            UNKNOWN
+        };
+        Self {
+            doors: Arc::clone(doors),
+            name: method::find(path).unwrap_or(other),
+            began: Instant::now(),
+            code: Code::Cancelled,
+        }
+    }
+
+    /// The answer, with whose body the call ends.
+    pub(super) fn ends_with(mut self, answer: http::Response<Body>) -> http::Response<Reply> {
+        self.look(answer.headers());
+        answer.map(|body| {
+            let call = Some(self);
+            Reply::tonic(Body::new(Counted { inner: body, call }))
+        })
+    }
+
+    /// Notes the end, if these headers are an answer's last ones.
+    fn look(&mut self, headers: &HeaderMap) {
+        self.code = code(headers).unwrap_or(self.code);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let calls = &self.doors.calls;
+        calls.codes[self.name].add(self.code as usize, 1);
+        calls.took[self.name].note(self.began.elapsed());
+    }
+}
+
+pin_project! {
+    /// The body of a call's answer, with which the call ends.
+    struct Counted<B> {
+        #[pin]
+        inner: B,
+        call: Option<Call>,
+    }
+}
+
+impl<B: HttpBody> HttpBody for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let frame = ready!(this.inner.poll_frame(cx));
+        let last = match &frame {
+            Some(Ok(frame)) => frame.trailers_ref(),
+            Some(Err(_)) | None => None,
+        };
+        if let (Some(call), Some(last)) = (this.call.as_mut(), last) {
+            call.look(last);
+        }
+        if last.is_some() || !matches!(frame, Some(Ok(_))) {
+            *this.call = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

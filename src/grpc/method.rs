@@ -1,0 +1,55 @@
+//! The methods of the contract: what may stand in a span, or in a metric.
+
+/// Every method. What a stranger writes into a path is none of them.
+pub(super) const METHODS: [&str; 18] = [
+    "gatekey.v1.KeyService/Validate",
+    "gatekey.v1.KeyService/CreateKey",
+    "gatekey.v1.KeyService/GetKey",
+    "gatekey.v1.KeyService/ListKeys",
+    "gatekey.v1.KeyService/LookupKey",
+    "gatekey.v1.KeyService/RevokeKey",
+    "gatekey.v1.KeyService/RevokeKeys",
+    "gatekey.v1.KeyService/RotateKey",
+    "gatekey.v1.KeyService/UpdateKey",
+    "gatekey.v1.OwnerService/DeleteOwner",
+    "gatekey.v1.OwnerService/GetOwner",
+    "gatekey.v1.OwnerService/ListOwners",
+    "gatekey.v1.OwnerService/PutOwner",
+    "gatekey.v1.TenantService/GetTenant",
+    "gatekey.v1.TenantService/ListTenants",
+    "gatekey.v1.TenantService/PutTenant",
+    "gatekey.v1.EventService/ListEvents",
+    "gatekey.v1.EventService/WatchEvents",
+];
+
+/// The place in [`METHODS`] of the one that a path names, with or without its first slash.
+pub(super) fn find(path: &str) -> Option<usize> {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    METHODS.iter().position(|method| *method == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_contract_is_known() {
+        let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/gatekey.v1.bin"));
+        let files = prost_types::FileDescriptorSet::decode(&bytes[..]).unwrap();
+        let mut methods = Vec::new();
+        for file in &files.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let (package, service) = (file.package(), service.name());
+                    methods.push(format!("{package}.{service}/{}", method.name()));
+                }
+            }
+        }
+        methods.sort();
+        let mut known = METHODS.to_vec();
+        known.sort_unstable();
+        assert_eq!(known, methods);
+    }
+}

@@ -1,0 +1,204 @@
+//! `/metrics`, for Prometheus: the page that all instruments tell, on a port of its own.
+//!
+//! It is plain HTTP and needs no credential: nothing on the page names a tenant, an owner or a key.
+
+use std::{convert::Infallible, fmt, fs, io, sync::Arc, time::Duration};
+
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ALLOW, CONTENT_TYPE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time,
+};
+
+use crate::{
+    domain::clock::Timestamp,
+    meter::{Page, Tell, Told},
+};
+
+/// More readers at once wait for each other.
+const READERS_MAX: usize = 16;
+/// How long a reader may take to ask.
+const ASK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection may last: a reader that never goes away must not keep others out.
+const CONNECTION_MAX: Duration = Duration::from_mins(5);
+/// After how long it is tried again to accept one.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Serves the page until dropped.
+pub(super) async fn serve(listener: TcpListener, told: Told) {
+    let (told, readers) = (Arc::new(told), Arc::new(Semaphore::new(READERS_MAX)));
+    loop {
+        // It is never closed.
+        let Ok(place) = Arc::clone(&readers).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let told = Arc::clone(&told);
+                tokio::spawn(async move {
+                    // A connection that breaks is its reader's to tell of.
+                    let _ = time::timeout(CONNECTION_MAX, answer(stream, &told)).await;
+                    drop(place);
+                });
+            }
+            // Of the connection, or of the process, which has no descriptors left.
+            Err(_) => time::sleep(ACCEPT_AGAIN).await,
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, told: &Told) -> Result<(), hyper::Error> {
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(respond(&request, told)) });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ASK_PATIENCE)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
+    let with = |status, name, value: &'static str, body| {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let value = hyper::header::HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+        response
+    };
+    const TEXT: &str = "text/plain; charset=utf-8";
+    if request.uri().path() != "/metrics" {
+        let body = "the metrics are at /metrics\n".to_owned();
+        return with(StatusCode::NOT_FOUND, CONTENT_TYPE, TEXT, body);
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return with(
+            StatusCode::METHOD_NOT_ALLOWED,
+            ALLOW,
+            "GET, HEAD",
+            String::new(),
+        );
+    }
+    match told.page() {
+        Ok(page) => with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page),
+        Err(_) => {
+            let body = "the page could not be written\n".to_owned();
+            with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body)
+        }
+    }
+}
+
+/// The process itself, by the names that Prometheus' own libraries use.
+pub(super) struct Process {
+    pub(super) started: Timestamp,
+}
+
+impl Tell for Process {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauges(
+            "gatekey_build_info",
+            "Which gatekey this is",
+            [([("version", env!("CARGO_PKG_VERSION"))], 1_u64)],
+        )?;
+        page.gauge(
+            "process_start_time_seconds",
+            "When the process started, in seconds since 1970",
+            Duration::from_micros(self.started.as_micros().unsigned_abs()).as_secs_f64(),
+        )?;
+        // What the kernel does not tell here is not told.
+        if let Ok(used) = Used::read() {
+            page.counter(
+                "process_cpu_seconds_total",
+                "Processor time that was used, in seconds",
+                used.cpu.as_secs_f64(),
+            )?;
+            page.gauge(
+                "process_resident_memory_bytes",
+                "Memory that is in use, in bytes",
+                used.resident,
+            )?;
+            page.gauge(
+                "process_virtual_memory_bytes",
+                "Memory that is mapped, in bytes",
+                used.mapped,
+            )?;
+            page.gauge("process_threads", "Threads that run", used.threads)?;
+        }
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            page.gauge(
+                "process_open_fds",
+                "File descriptors that are open",
+                // One is that of the folder that is read here.
+                open.count().saturating_sub(1),
+            )?;
+        }
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current.map_or(Ok(()), |max| {
+            page.gauge(
+                "process_max_fds",
+                "How many file descriptors may be open",
+                max,
+            )
+        })
+    }
+}
+
+/// What a process uses, as `/proc/self/stat` has it (proc(5)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Used {
+    cpu: Duration,
+    threads: u64,
+    mapped: u64,
+    resident: u64,
+}
+
+impl Used {
+    fn read() -> io::Result<Self> {
+        let stat = fs::read_to_string("/proc/self/stat")?;
+        let unreadable = || io::Error::from(io::ErrorKind::InvalidData);
+        Self::parse(&stat).ok_or_else(unreadable)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        // What stands in brackets is the program's name, which may hold anything.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<_> = fields.split_ascii_whitespace().collect();
+        // The first one here is the third there.
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let ticks = field(14)? + field(15)?;
+        let nanos = 1_000_000_000 / rustix::param::clock_ticks_per_second();
+        Some(Self {
+            cpu: Duration::from_nanos(ticks.checked_mul(nanos)?),
+            threads: field(20)?,
+            mapped: field(23)?,
+            resident: field(24)?.checked_mul(rustix::param::page_size() as u64)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_uses_is_read_whatever_it_is_called() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 9 0 0 0 150 50 0 0 20 0 12 0 99 4096000 10 18446744073709551615 1";
+        let used = Used {
+            cpu: Duration::from_nanos(
+                200 * (1_000_000_000 / rustix::param::clock_ticks_per_second()),
+            ),
+            threads: 12,
+            mapped: 4_096_000,
+            resident: 10 * rustix::param::page_size() as u64,
+        };
+        assert_eq!(Used::parse(stat), Some(used));
+        assert_eq!(Used::parse("7 (a) S 1"), None);
+        assert!(Used::read().unwrap().resident > 0);
+    }
+}

@@ -1,0 +1,365 @@
+//! A store whose calls are counted and timed, and have spans where the call they serve is sampled.
+
+use std::{array, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use opentelemetry::trace::SpanKind;
+use tokio::time::Instant;
+
+use super::{
+    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
+    Replicas, Store, StoreError, WarmPage, WarmQuery,
+};
+use crate::{
+    domain::{
+        caller::TenantSet,
+        clock::Timestamp,
+        event::{Change, Event},
+        key::{Key, Mac, Verifier},
+        owner::Owner,
+        page::Page,
+        tenant::Tenant,
+        token::KeyId,
+        usage::Uses,
+    },
+    meter::{self, Durations, Tally, Tell},
+};
+
+/// What the store is asked for, as metrics and spans name it.
+#[derive(Clone, Copy)]
+enum Call {
+    Load,
+    Warm,
+    Find,
+    List,
+    Follow,
+    Begin,
+    Commit,
+    Lease,
+    Members,
+    Usage,
+    Pepper,
+}
+
+const CALLS: usize = 11;
+
+impl Call {
+    const ALL: [Self; CALLS] = [
+        Self::Load,
+        Self::Warm,
+        Self::Find,
+        Self::List,
+        Self::Follow,
+        Self::Begin,
+        Self::Commit,
+        Self::Lease,
+        Self::Members,
+        Self::Usage,
+        Self::Pepper,
+    ];
+
+    /// Its name in metrics, and in spans.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Load => ("load", "store load"),
+            Self::Warm => ("warm", "store warm"),
+            Self::Find => ("find", "store find"),
+            Self::List => ("list", "store list"),
+            Self::Follow => ("follow", "store follow"),
+            Self::Begin => ("begin", "store begin"),
+            Self::Commit => ("commit", "store commit"),
+            Self::Lease => ("lease", "store lease"),
+            Self::Members => ("members", "store members"),
+            Self::Usage => ("usage", "store usage"),
+            Self::Pepper => ("pepper", "store pepper"),
+        }
+    }
+}
+
+/// What is known of the calls.
+struct Calls {
+    took: [Durations; CALLS],
+    failed: Tally<CALLS>,
+}
+
+impl Calls {
+    async fn run<T>(
+        &self,
+        call: Call,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let done = meter::child(call.names().1, SpanKind::Client, work).await;
+        self.took[call as usize].note(began.elapsed());
+        if done.is_err() {
+            self.failed.add(call as usize, 1);
+        }
+        done
+    }
+}
+
+/// The store itself, measured.
+pub(super) struct Measured<S> {
+    store: S,
+    calls: Arc<Calls>,
+}
+
+impl<S> Measured<S> {
+    pub(super) fn new(store: S) -> Self {
+        let calls = Arc::new(Calls {
+            took: array::from_fn(|_| Durations::cold()),
+            failed: Tally::default(),
+        });
+        Self { store, calls }
+    }
+}
+
+impl<S: Store> Tell for Measured<S> {
+    fn tell(&self, page: &mut meter::Page<'_>) -> fmt::Result {
+        let calls = || Call::ALL.map(|call| ([("call", call.names().0)], call as usize));
+        page.durations(
+            "gatekey_store_call_duration_seconds",
+            "How long calls of the store took, waiting for a connection included",
+            calls().map(|(labels, call)| (labels, &self.calls.took[call])),
+        )?;
+        let failed = self.calls.failed.read();
+        page.counters(
+            "gatekey_store_failures_total",
+            "Calls of the store that failed",
+            calls().map(|(labels, call)| (labels, failed[call])),
+        )?;
+        self.store.tell(page)
+    }
+}
+
+#[async_trait]
+impl<S: Store> Replicas for Measured<S> {
+    async fn join(&self, id: &str, lease: Duration) -> Result<i64, StoreError> {
+        let work = self.store.join(id, lease);
+        self.calls.run(Call::Lease, work).await
+    }
+
+    async fn renew(&self, id: &str, applied: i64) -> Result<Option<i64>, StoreError> {
+        let work = self.store.renew(id, applied);
+        self.calls.run(Call::Lease, work).await
+    }
+
+    async fn leave(&self, id: &str) -> Result<(), StoreError> {
+        self.calls.run(Call::Lease, self.store.leave(id)).await
+    }
+
+    async fn members(&self) -> Result<Vec<Member>, StoreError> {
+        self.calls.run(Call::Members, self.store.members()).await
+    }
+
+    async fn remove(&self, seen: &Member) -> Result<(), StoreError> {
+        self.calls.run(Call::Members, self.store.remove(seen)).await
+    }
+
+    async fn events_from(&self, revision: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
+        let work = self.store.events_from(revision, limit);
+        self.calls.run(Call::Follow, work).await
+    }
+
+    async fn hint(&self) {
+        self.store.hint().await;
+    }
+
+    async fn hinted(&self) {
+        self.store.hinted().await;
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Measured<S> {
+    async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
+        self.calls.run(Call::Load, self.store.load(id)).await
+    }
+
+    async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
+        let work = self.store.load_owner(tenant, owner);
+        self.calls.run(Call::Load, work).await
+    }
+
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
+        self.calls.run(Call::Warm, self.store.warm(asked)).await
+    }
+
+    async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
+        self.calls.run(Call::Find, self.store.find_key(id)).await
+    }
+
+    async fn list_keys(
+        &self,
+        query: &KeyQuery,
+        now: Timestamp,
+        page: &Page,
+    ) -> Result<Listed, StoreError> {
+        let work = self.store.list_keys(query, now, page);
+        self.calls.run(Call::List, work).await
+    }
+
+    async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
+        let work = self.store.find_owner(tenant, owner);
+        self.calls.run(Call::Find, work).await
+    }
+
+    async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
+        let work = self.store.list_owners(tenant, page);
+        self.calls.run(Call::List, work).await
+    }
+
+    async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
+        let work = self.store.find_tenant(tenant);
+        self.calls.run(Call::Find, work).await
+    }
+
+    async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
+        let work = self.store.list_tenants(of, page);
+        self.calls.run(Call::List, work).await
+    }
+
+    async fn list_events(&self, query: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
+        let work = self.store.list_events(query, page);
+        self.calls.run(Call::List, work).await
+    }
+
+    async fn follow_events(
+        &self,
+        of: &TenantSet,
+        revision: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StoreError> {
+        let work = self.store.follow_events(of, revision, limit);
+        self.calls.run(Call::Follow, work).await
+    }
+
+    async fn head(&self) -> Result<i64, StoreError> {
+        self.calls.run(Call::Follow, self.store.head()).await
+    }
+
+    async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
+        let mutation = self.calls.run(Call::Begin, self.store.begin()).await?;
+        Ok(Box::new(MeasuredMutation {
+            mutation,
+            calls: Arc::clone(&self.calls),
+        }))
+    }
+
+    async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
+        let work = self.store.pepper_checks();
+        self.calls.run(Call::Pepper, work).await
+    }
+
+    async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
+        let work = self.store.record_pepper_checks(choose);
+        self.calls.run(Call::Pepper, work).await
+    }
+
+    async fn forget_pepper_checks(&self) -> Result<(), StoreError> {
+        let work = self.store.forget_pepper_checks();
+        self.calls.run(Call::Pepper, work).await
+    }
+
+    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
+        let work = self.store.names_pepper(pepper);
+        self.calls.run(Call::Pepper, work).await
+    }
+
+    async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
+        let work = self.store.replace_mac(id, mac);
+        self.calls.run(Call::Pepper, work).await
+    }
+
+    async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError> {
+        self.calls.run(Call::Usage, self.store.add_uses(uses)).await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+/// A mutation whose end is measured; what it does before is short.
+struct MeasuredMutation {
+    mutation: Box<dyn Mutation>,
+    calls: Arc<Calls>,
+}
+
+#[async_trait]
+impl Mutation for MeasuredMutation {
+    fn revision(&self) -> i64 {
+        self.mutation.revision()
+    }
+
+    async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
+        self.mutation.find_key(id).await
+    }
+
+    async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
+        self.mutation.find_owner(tenant, owner).await
+    }
+
+    async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
+        self.mutation.find_tenant(tenant).await
+    }
+
+    async fn find_request(
+        &mut self,
+        tenant: &str,
+        request_id: &str,
+    ) -> Result<Option<KeyId>, StoreError> {
+        self.mutation.find_request(tenant, request_id).await
+    }
+
+    async fn list_living(
+        &mut self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Vec<KeyId>, StoreError> {
+        self.mutation.list_living(tenant, owner, now).await
+    }
+
+    async fn insert_key(
+        &mut self,
+        key: &Key,
+        verifier: &Verifier,
+        request_id: Option<&str>,
+    ) -> Result<(), StoreError> {
+        self.mutation.insert_key(key, verifier, request_id).await
+    }
+
+    async fn update_key(&mut self, key: &Key) -> Result<(), StoreError> {
+        self.mutation.update_key(key).await
+    }
+
+    async fn revoke_living(
+        &mut self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+        by: &str,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let mutation = &mut self.mutation;
+        mutation.revoke_living(tenant, owner, now, by, reason).await
+    }
+
+    async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
+        self.mutation.put_owner(owner).await
+    }
+
+    async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError> {
+        self.mutation.delete_owner(tenant, owner).await
+    }
+
+    async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError> {
+        self.mutation.put_tenant(tenant).await
+    }
+
+    async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError> {
+        let Self { mutation, calls } = *self;
+        calls.run(Call::Commit, mutation.commit(change)).await
+    }
+}
