@@ -429,9 +429,11 @@ impl From<sqlx::Error> for OpenError {
             {
                 Self::Pooler
             }
-            // 57P03: it is starting up or shutting down; 53300: too many connections.
+            // 57P: it is stopping or starting; 53300: too many connections.
             sqlx::Error::Database(answer)
-                if !matches!(answer.code().as_deref(), Some("57P03" | "53300")) =>
+                if !answer
+                    .code()
+                    .is_some_and(|code| code.starts_with("57P") || code == "53300") =>
             {
                 Self::Refused(answer.message().to_owned())
             }
