@@ -173,7 +173,9 @@ impl Front {
 impl Tell for House {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         self.doors.calls.tell(page)?;
-        self.doors.validator.tell(page)
+        self.doors.validator.tell(page)?;
+        self.doors.replica.tell(page)?;
+        self.doors.usage.tell(page)
     }
 }
 

@@ -16,6 +16,10 @@ pub struct Page<'a>(DescriptorEncoder<'a>);
 
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a value is a number, of one type or another"
+)]
 impl Page<'_> {
     /// Tells a count, whose name ends with `_total`.
     ///

@@ -17,12 +17,14 @@ use tokio::{
     sync::Semaphore,
     time,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     domain::clock::Timestamp,
     meter::{Page, Tell, Told},
 };
 
+const TEXT: &str = "text/plain; charset=utf-8";
 /// More readers at once wait for each other.
 const READERS_MAX: usize = 16;
 /// How long a reader may take to ask.
@@ -32,8 +34,19 @@ const CONNECTION_MAX: Duration = Duration::from_mins(5);
 /// After how long it is tried again to accept one.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Serves the page until dropped.
-pub(super) async fn serve(listener: TcpListener, told: Told) {
+/// Serves what the process and these parts have to tell, on the current runtime, until the handle is
+/// dropped.
+pub(super) fn start(
+    listener: TcpListener,
+    started: Timestamp,
+    parts: [Arc<dyn Tell>; 2],
+) -> AbortOnDropHandle<()> {
+    let process = Arc::new(Process { started }) as Arc<dyn Tell>;
+    let told = Told::new([process].into_iter().chain(parts).collect());
+    AbortOnDropHandle::new(tokio::spawn(serve(listener, told)))
+}
+
+async fn serve(listener: TcpListener, told: Told) {
     let (told, readers) = (Arc::new(told), Arc::new(Semaphore::new(READERS_MAX)));
     loop {
         // It is never closed.
@@ -72,7 +85,6 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
         response.headers_mut().insert(name, value);
         response
     };
-    const TEXT: &str = "text/plain; charset=utf-8";
     if request.uri().path() != "/metrics" {
         let body = "the metrics are at /metrics\n".to_owned();
         return with(StatusCode::NOT_FOUND, CONTENT_TYPE, TEXT, body);
@@ -85,18 +97,16 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
             String::new(),
         );
     }
-    match told.page() {
-        Ok(page) => with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page),
-        Err(_) => {
-            let body = "the page could not be written\n".to_owned();
-            with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body)
-        }
+    if let Ok(page) = told.page() {
+        return with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page);
     }
+    let body = "the page could not be written\n".to_owned();
+    with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body)
 }
 
 /// The process itself, by the names that Prometheus' own libraries use.
-pub(super) struct Process {
-    pub(super) started: Timestamp,
+struct Process {
+    started: Timestamp,
 }
 
 impl Tell for Process {

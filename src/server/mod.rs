@@ -20,7 +20,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{self, Instant},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -29,7 +29,6 @@ use self::{
     connection::Term,
     health::Readiness,
     keyfile::KeyFiles,
-    metrics::Process,
     telemetry::{Telemetry, TelemetryError},
     tls::Tls,
     workers::Workers,
@@ -37,7 +36,7 @@ use self::{
 use crate::{
     domain::clock::{Clock as _, SystemClock},
     grpc::{Calls, DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
-    meter::{Tell, Told},
+    meter::Tell,
     service::{
         cache::Cache,
         fault::Faults,
@@ -116,15 +115,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
     let KeyFiles {
         admin,
         peppers,
         made,
-    } = keyfile::read(config, engine, &*store).await?;
-    repepper::check(&*store, &peppers)
-        .await
-        .map_err(|mismatch| bad_pepper(config, mismatch))?;
+    } = read_key_files(config, &*store).await?;
 
     let ports = Ports::bind(config).await?;
 
@@ -136,10 +131,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         clock.clone(),
         config.lease,
     ));
-    let following = tokio::spawn({
-        let replica = Arc::clone(&replica);
-        async move { replica.run().await }
-    });
+    let follower = Arc::clone(&replica);
+    let following = tokio::spawn(async move { follower.run().await });
     let warmer = Warmer {
         store: Arc::clone(&store),
         secrets: Arc::clone(&secrets),
@@ -156,17 +149,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let (usage, writing) = Usage::start(Arc::clone(&store));
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let doors = Doors {
-        validator: Validator::new(
-            Arc::clone(&store),
-            Arc::clone(&secrets),
-            Arc::clone(&cache),
-            clock.clone(),
-            repepper,
-        ),
+        validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
         log: Log::new(Arc::clone(&store), clock.clone(), replica.applied()),
         keyring,
         replica: Arc::clone(&replica),
-        usage: Arc::clone(&usage),
+        usage,
         clock,
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
@@ -189,19 +176,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     );
     let term = Term::new(config, &stop);
     let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
-    let telling = ports.metrics.map(|listener| {
-        let told = Told::new(vec![
-            Arc::new(Process { started }),
-            Arc::new(house),
-            cache,
-            secrets,
-            Arc::clone(&store) as Arc<dyn Tell>,
-            Arc::clone(&replica) as Arc<dyn Tell>,
-            usage,
-            workers.connections(),
-        ]);
-        AbortOnDropHandle::new(tokio::spawn(metrics::serve(listener, told)))
-    });
+    let tellers = [Arc::new(house) as Arc<dyn Tell>, workers.connections()];
+    let telling = ports
+        .metrics
+        .map(|port| metrics::start(port, started, tellers));
     info!(
         listen = %ports.listen,
         tls = tls.is_some(),
@@ -255,6 +233,15 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             Err(error) => return Err(bad_store(config, &error)),
         }
     }
+}
+
+/// Reads the two secret files, and sees that the peppers are the store's.
+async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, StartError> {
+    let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
+    let files = keyfile::read(config, engine, store).await?;
+    let checked = repepper::check(store, &files.peppers).await;
+    checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
+    Ok(files)
 }
 
 /// Waits for the calls in flight, and cuts off those that take too long.

@@ -288,7 +288,11 @@ impl Validator {
 }
 
 impl Tell for Validator {
+    /// What it decides with tells, too.
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.cache.tell(page)?;
+        self.secrets.tell(page)?;
+        self.store.tell(page)?;
         let crowd = self.loads.crowd();
         page.gauge(
             "gatekey_loads_running",
