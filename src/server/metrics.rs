@@ -64,6 +64,8 @@ async fn answer(stream: TcpStream, told: &Told) -> Result<(), hyper::Error> {
         .await
 }
 
+const TEXT: &str = "text/plain; charset=utf-8";
+
 fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
     let with = |status, name, value: &'static str, body| {
         let mut response = Response::new(body);
@@ -72,7 +74,6 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
         response.headers_mut().insert(name, value);
         response
     };
-    const TEXT: &str = "text/plain; charset=utf-8";
     if request.uri().path() != "/metrics" {
         let body = "the metrics are at /metrics\n".to_owned();
         return with(StatusCode::NOT_FOUND, CONTENT_TYPE, TEXT, body);
@@ -85,13 +86,11 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
             String::new(),
         );
     }
-    match told.page() {
-        Ok(page) => with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page),
-        Err(_) => {
-            let body = "the page could not be written\n".to_owned();
-            with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body)
-        }
-    }
+    let Ok(page) = told.page() else {
+        let body = "the page could not be written\n".to_owned();
+        return with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body);
+    };
+    with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page)
 }
 
 /// The process itself, by the names that Prometheus' own libraries use.

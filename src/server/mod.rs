@@ -104,6 +104,10 @@ pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartE
     Ok(())
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "the order of start and stop, in one place"
+)]
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let started = SystemClock.now();
     let mut terminate = signal(SignalKind::terminate())?;

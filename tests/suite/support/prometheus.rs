@@ -96,7 +96,8 @@ impl Prometheus {
 
     /// What a query finds, once it finds something.
     pub fn query(&self, query: &str) -> Json {
-        let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let escaped: Vec<_> = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let escaped = escaped.concat();
         let found = self.wait_for(&format!("/api/v1/query?query={escaped}"), |data| {
             data["result"]
                 .as_array()
