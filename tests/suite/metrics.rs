@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use gatekey::grpc::proto::{KeyState, Reason};
+use gatekey::grpc::proto::{KeyState, Reason, Tenant};
 use serde_json::Value as Json;
 use tokio::task::block_in_place;
 use tonic::{Code, codegen::http::uri::PathAndQuery};
@@ -45,8 +45,13 @@ fn count(page: &str, name: &str) -> u64 {
         .expect("a whole number")
 }
 
-/// Does a bit of everything: three keys, one revoked; 20 validates allowed, some not; calls that fail.
+/// Does a bit of everything: a tenant, two keys, one of them revoked; 20 validates allowed, some not; calls that fail.
 async fn exercise(client: &Client) -> Vec<String> {
+    let tenant = Tenant {
+        tenant_id: "acme-tenant".to_owned(),
+        ..Tenant::default()
+    };
+    client.put_tenant(tenant).await;
     let (key, plaintext) = client.issue("acme-tenant", &["jobs:read"]).await;
     for _ in 0..20 {
         assert_eq!(client.reason(&plaintext).await, Reason::Allowed);
@@ -105,9 +110,9 @@ on_both_engines! {
         assert!(count(&page, "gatekey_cache_misses_total") >= 1);
         assert_eq!(count(&page, "gatekey_argon2_hashes_total"), 2);
         assert!(count(&page, "gatekey_store_call_duration_seconds_count{call=\"load\"}") >= 1);
-        // Two keys and a revocation.
-        assert_eq!(count(&page, "gatekey_store_call_duration_seconds_count{call=\"commit\"}"), 3);
-        assert_eq!(count(&page, "gatekey_revision_applied"), 3);
+        // A tenant, two keys and a revocation.
+        assert_eq!(count(&page, "gatekey_store_call_duration_seconds_count{call=\"commit\"}"), 4);
+        assert_eq!(count(&page, "gatekey_revision_applied"), 4);
         assert_eq!(count(&page, "gatekey_revision_lag"), 0);
         assert!(sample(&page, "gatekey_lease_remaining_seconds") > 0.0);
         assert!(count(&page, "gatekey_enforcement_duration_seconds_count") >= 1);
