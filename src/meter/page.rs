@@ -16,15 +16,12 @@ pub struct Page<'a>(DescriptorEncoder<'a>);
 
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "a value is a number, of one type or another"
-)]
 impl Page<'_> {
     /// Tells a count, whose name ends with `_total`.
     ///
     /// # Errors
     /// See [`Tell::tell`], for all of these.
+    #[expect(clippy::needless_pass_by_value, reason = "it is a number")]
     pub fn counter(
         &mut self,
         name: &str,
@@ -53,6 +50,7 @@ impl Page<'_> {
 
     /// Tells a value that goes up and down.
     #[expect(clippy::missing_errors_doc, reason = "as above")]
+    #[expect(clippy::needless_pass_by_value, reason = "it is a number")]
     pub fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
         let mut metric = self.begin(name, help, MetricType::Gauge)?;
         metric.encode_gauge(&value)

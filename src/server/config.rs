@@ -317,6 +317,9 @@ fn bad_setting(error: &clap::Error) -> Option<String> {
         error.get(ContextKind::ValidValue),
         std::error::Error::source(error),
     ) {
+        (Some(ContextValue::Strings(values)), _) if values.is_empty() => {
+            "must not be empty".to_owned()
+        }
         (Some(ContextValue::Strings(values)), _) => format!("must be {}", values.join(" or ")),
         (_, Some(source)) => source.to_string(),
         _ => "see --help".to_owned(),

@@ -24,7 +24,6 @@ use crate::{
     meter::{Page, Tell, Told},
 };
 
-const TEXT: &str = "text/plain; charset=utf-8";
 /// More readers at once wait for each other.
 const READERS_MAX: usize = 16;
 /// How long a reader may take to ask.
@@ -77,6 +76,8 @@ async fn answer(stream: TcpStream, told: &Told) -> Result<(), hyper::Error> {
         .await
 }
 
+const TEXT: &str = "text/plain; charset=utf-8";
+
 fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
     let with = |status, name, value: &'static str, body| {
         let mut response = Response::new(body);
@@ -97,11 +98,11 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
             String::new(),
         );
     }
-    if let Ok(page) = told.page() {
-        return with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page);
-    }
-    let body = "the page could not be written\n".to_owned();
-    with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body)
+    let Ok(page) = told.page() else {
+        let body = "the page could not be written\n".to_owned();
+        return with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body);
+    };
+    with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page)
 }
 
 /// The process itself, by the names that Prometheus' own libraries use.

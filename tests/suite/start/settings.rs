@@ -95,6 +95,7 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_METRICS_LISTEN", "", METRICS),
         ("GATEKEY_HEALTH_LISTEN", "nowhere", ADDRESS),
         ("GATEKEY_HEALTH_LISTEN", "", ADDRESS),
+        ("GATEKEY_TLS_CERT_FILE", "", "must not be empty"),
         ("GATEKEY_MAX_CONNECTION_AGE", "15", DURATION),
         ("GATEKEY_MAX_CONNECTION_AGE", "0s", AGE),
         ("GATEKEY_MAX_CONNECTION_AGE", "999ms", AGE),
