@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::{clock::Clock, standing::Standing},
-    store::{Store, StoreError, WarmPage, WarmQuery},
+    store::{Store, StoreError, WarmPage, WarmQuery, WarmSet},
 };
 
 /// How long readiness waits for it.
@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many keys are read by one statement: few enough that a change seldom overtakes one.
 const PAGE: u32 = 2000;
+/// One part in this many more keys than asked for are taken in, if these are all there are: to
+/// choose the last used ones takes longer than to read all.
+const FEW_MORE: usize = 8;
 /// How often the log is told how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -67,12 +70,18 @@ impl Warmer {
     }
 
     async fn fill(&self, pepper: &str, limit: usize, kept: &mut usize) -> Result<(), StoreError> {
-        let (mut left, mut told) = (limit, Instant::now());
-        for used in [true, false] {
+        let enough = limit + limit / FEW_MORE;
+        let (mut left, sets) = if self.store.count_keys(enough + 1).await? <= enough {
+            (enough, &[WarmSet::All][..])
+        } else {
+            (limit, &[WarmSet::Used, WarmSet::Unused][..])
+        };
+        let mut told = Instant::now();
+        for of in sets.iter().copied() {
             let page = |left: usize, after| WarmQuery {
                 now: self.clock.now(),
                 pepper_id: pepper.to_owned(),
-                used,
+                of,
                 after,
                 size: u32::try_from(left).unwrap_or(PAGE).min(PAGE),
             };

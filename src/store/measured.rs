@@ -181,6 +181,12 @@ impl<S: Store> Store for Measured<S> {
         self.calls.run(Call::Load, work).await
     }
 
+    async fn count_keys(&self, most: usize) -> Result<usize, StoreError> {
+        self.calls
+            .run(Call::Warm, self.store.count_keys(most))
+            .await
+    }
+
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
         self.calls.run(Call::Warm, self.store.warm(asked)).await
     }

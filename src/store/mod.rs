@@ -34,7 +34,7 @@ use crate::domain::{
 };
 use crate::meter::Tell;
 
-pub use warm::{WarmKey, WarmPage, WarmQuery};
+pub use warm::{WarmKey, WarmPage, WarmQuery, WarmSet};
 
 /// Why the store gave no answer.
 #[derive(Debug, Error)]
@@ -198,6 +198,9 @@ pub trait Store: Replicas + Tell {
 
     /// Reads, in one statement, an owner with its tenant, which exists, and the revision of the log.
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError>;
+
+    /// How many keys there are; if there are more than `most`, that many.
+    async fn count_keys(&self, most: usize) -> Result<usize, StoreError>;
 
     /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
     /// all that bounds them and the revision of the log.

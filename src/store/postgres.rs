@@ -23,8 +23,8 @@ const BEGIN: &str = "BEGIN; \
      SET LOCAL statement_timeout = '30s'; \
      SET LOCAL lock_timeout = '10s'; \
      SET LOCAL idle_in_transaction_session_timeout = '10s'";
-/// The statements that read many keys at once: those that were used, those that were not.
-const WARM: [&str; 2] = text::WARM_POSTGRES;
+/// The statements that read many keys at once: all, those that were used, those that were not.
+const WARM: [&str; 3] = text::WARM_POSTGRES;
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "strpos";
 

@@ -25,7 +25,7 @@ use crate::{
     meter::{self, Tell},
     store::{
         Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery, again,
+        Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, again,
         bounded::Bounded,
         column,
         listing::{self, Param},
@@ -171,17 +171,29 @@ impl Store for SqlStore {
         })
     }
 
-    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
-        let [used, unused] = WARM;
-        let row = query(if asked.used { used } else { unused })
-            .bind(asked.after.unwrap_or(i64::MAX))
-            .bind(asked.now.as_micros())
-            .bind(&asked.pepper_id)
-            .bind(i64::from(asked.size))
-            .bind(WarmPage::FIELD_END)
-            .bind(WarmPage::KEY_END)
+    async fn count_keys(&self, most: usize) -> Result<usize, StoreError> {
+        let count: i64 = query_scalar(text::COUNT_KEYS)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
             .fetch_one(&self.reader)
             .await?;
+        Ok(usize::try_from(count).unwrap_or_default())
+    }
+
+    async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
+        let [all, used, unused] = WARM;
+        let row = query(match asked.of {
+            WarmSet::All => all,
+            WarmSet::Used => used,
+            WarmSet::Unused => unused,
+        })
+        .bind(asked.after.unwrap_or(i64::MAX))
+        .bind(asked.now.as_micros())
+        .bind(&asked.pepper_id)
+        .bind(i64::from(asked.size))
+        .bind(WarmPage::FIELD_END)
+        .bind(WarmPage::KEY_END)
+        .fetch_one(&self.reader)
+        .await?;
         Ok(WarmPage {
             head: row.try_get("head")?,
             last: row.try_get("last")?,

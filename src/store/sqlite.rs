@@ -28,8 +28,8 @@ type Db = sqlx::Sqlite;
 
 /// Takes the write lock at once, so that a mutation never has to give up half way.
 const BEGIN: &str = "BEGIN IMMEDIATE";
-/// The statements that read many keys at once: those that were used, those that were not.
-const WARM: [&str; 2] = text::WARM_SQLITE;
+/// The statements that read many keys at once: all, those that were used, those that were not.
+const WARM: [&str; 3] = text::WARM_SQLITE;
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "instr";
 

@@ -179,6 +179,7 @@ statements! {
     LEAVE = "DELETE FROM replicas WHERE id = $1";
     REMOVE_REPLICA = "DELETE FROM replicas WHERE id = $1 AND renewals = $2";
     REPLICAS = "SELECT id, applied_revision, renewals, lease FROM replicas";
+    COUNT_KEYS = "SELECT COUNT(*) FROM (SELECT 1 FROM keys LIMIT $1) k";
     NAMES_PEPPER = "SELECT EXISTS (SELECT 1 FROM keys WHERE mac_pepper = $1) AS named";
     PEPPER_CHECKS = "SELECT pepper_id, check_value FROM peppers";
     INSERT_PEPPER_CHECK =
@@ -239,13 +240,19 @@ pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
      THEN excluded.last_used_ip ELSE u.last_used_ip END";
 
-/// The used keys and the unused ones; see `warm!`.
-pub(super) const WARM_SQLITE: [&str; 2] = [
+/// All keys, the used ones and the unused ones; see `warm!`.
+pub(super) const WARM_SQLITE: [&str; 3] = [
+    warm!("hex(k.secret_mac)", "keys k", "k.created_revision"),
     warm_used!("hex(k.secret_mac)"),
     warm_unused!("hex(k.secret_mac)"),
 ];
-/// The used keys and the unused ones; see `warm!`.
-pub(super) const WARM_POSTGRES: [&str; 2] = [
+/// All keys, the used ones and the unused ones; see `warm!`.
+pub(super) const WARM_POSTGRES: [&str; 3] = [
+    warm!(
+        "encode(k.secret_mac, 'hex')",
+        "keys k",
+        "k.created_revision"
+    ),
     warm_used!("encode(k.secret_mac, 'hex')"),
     warm_unused!("encode(k.secret_mac, 'hex')"),
 ];

@@ -23,12 +23,22 @@ pub struct WarmQuery {
     pub now: Timestamp,
     /// Those with a MAC under this pepper.
     pub pepper_id: String,
-    /// Those that were ever used, the last used first; or those that were not, the newest first.
-    pub used: bool,
+    pub of: WarmSet,
     /// Those after the last one of another page.
     pub after: Option<i64>,
     /// So many at most.
     pub size: u32,
+}
+
+/// Which keys, and in which order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WarmSet {
+    /// All, the newest first: as they lie, and so in half the time.
+    All,
+    /// Those that were ever used, the last used first.
+    Used,
+    /// Those that were not, the newest first.
+    Unused,
 }
 
 /// A page of keys, the likeliest to be asked about first.

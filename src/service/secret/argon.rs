@@ -1,6 +1,6 @@
 //! Argon2id on a bounded pool: its memory is a fixed number, and a flood cannot starve the rest.
 //!
-//! As many run at once as there are cores, each in 19 MiB that are used again; a bounded number
+//! One fewer runs at once than there are cores, so that one is left to those who validate, each in 19 MiB that are used again; a bounded number
 //! wait; the next is told that the service is busy.
 
 use std::{
@@ -41,7 +41,7 @@ const LANES_MAX: u32 = 4;
 /// By how much hashing stands behind everything else in the scheduler's eyes.
 const BEHIND: i32 = 10;
 
-/// How many may wait for each one that runs.
+/// How many may wait, for each core.
 const WAITING_EACH: usize = 128;
 
 pub(super) struct Argon {
@@ -55,7 +55,7 @@ impl Argon {
     pub(super) fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
-            gate: Gate::new(cores, cores * WAITING_EACH),
+            gate: Gate::new((cores - 1).max(1), cores * WAITING_EACH),
             done: Arc::default(),
             memory: Arc::default(),
         }

@@ -87,7 +87,7 @@ impl Tell for Secrets {
 }
 
 impl Secrets {
-    /// Keeps secrets under these peppers, hashing on as many threads as there are cores.
+    /// Keeps secrets under these peppers, hashing on one thread fewer than there are cores.
     #[must_use]
     pub fn new(peppers: Peppers) -> Self {
         Self {

@@ -395,6 +395,10 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
+    async fn count_keys(&self, _: usize) -> Result<usize, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
     async fn warm(&self, _: &WarmQuery) -> Result<WarmPage, StoreError> {
         unreachable!("the model does not ask for this")
     }
