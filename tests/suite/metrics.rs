@@ -85,6 +85,8 @@ async fn call_unknown(client: &Client, path: &'static str) {
 on_both_engines! {
     async fn what_was_called_decided_and_changed_is_counted_and_nothing_named(setup: Setup) {
         let server = setup.env(LISTEN.0, LISTEN.1).start().await;
+        // From then on memory answers.
+        server.wait_for_log(r#""message":"ready""#).await;
         let client = server.admin().await;
         let mut secrets = exercise(&client).await;
         call_unknown(&client, "/strange.Service/Method").await;
