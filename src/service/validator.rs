@@ -1,14 +1,14 @@
 //! A presented key → a decision.
 //!
 //! From memory where it can: no store, no argon2, no other thread. On a miss, one load of a key
-//! for all who wait for it, on the runtime of what is slow. A refusal is a value; an error means that
+//! for all who wait for it. A refusal is a value; an error means that
 //! nothing could be decided. Nothing on this way writes, and nothing is logged a call.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use opentelemetry::trace::FutureExt as _;
 use thiserror::Error;
-use tokio::{runtime::Handle, time};
+use tokio::time;
 
 use super::{
     cache::{Cache, Entry, Look, Place, Voucher},
@@ -28,9 +28,7 @@ use crate::{
     store::{Loaded, LoadedOwner, Store, StoreError},
 };
 
-/// How many keys are loaded at once: a flood of unknown ones must not take the store from others.
-const LOADS: usize = 64;
-/// How many more may wait for that.
+/// How many may wait until their key is loaded.
 const LOADS_WAITING: usize = 4096;
 /// How long a load may take.
 const LOAD_PATIENCE: Duration = Duration::from_secs(2);
@@ -101,15 +99,10 @@ pub struct Validator {
     clock: Arc<dyn Clock>,
     repepper: Repepper,
     loads: Gate,
-    /// Where what is slow runs.
-    runtime: Handle,
 }
 
 impl Validator {
-    /// A validator of the keys in `store`, which loads them on the current runtime.
-    ///
-    /// # Panics
-    /// Outside a runtime.
+    /// A validator of the keys in `store`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -118,14 +111,14 @@ impl Validator {
         clock: Arc<dyn Clock>,
         repepper: Repepper,
     ) -> Self {
+        let loads = Gate::new(store.loads_at_once(), LOADS_WAITING);
         Self {
             store,
             secrets,
             cache,
             clock,
             repepper,
-            loads: Gate::new(LOADS, LOADS_WAITING),
-            runtime: Handle::current(),
+            loads,
         }
     }
 
@@ -267,7 +260,8 @@ impl Validator {
         }
     }
 
-    /// Reads from the store, where what is slow runs, and even if the caller goes away.
+    /// Reads from the store, even if the caller goes away. On the caller's own runtime: a hop to
+    /// another costs a quarter of what a read does.
     async fn load<T: Send + 'static>(
         &self,
         load: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -278,7 +272,7 @@ impl Validator {
             let _inside = inside;
             time::timeout(LOAD_PATIENCE, load).await
         };
-        let load = self.runtime.spawn(load.with_current_context());
+        let load = tokio::spawn(load.with_current_context());
         match load.await {
             Ok(Ok(loaded)) => Ok(loaded?),
             Ok(Err(late)) => Err(StoreError::Unavailable(late.into()).into()),

@@ -1,14 +1,16 @@
-//! A store whose calls are counted and timed, and have spans where the call they serve is sampled.
+//! A store whose calls are tried again where that is safe, are given up when the database stays
+//! silent, are counted and timed, and have spans where the call they serve is sampled.
 
 use std::{array, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use opentelemetry::trace::SpanKind;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 use super::{
     Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
     Replicas, Store, StoreError, WarmPage, WarmQuery,
+    retry::{SILENCE, again, in_time},
 };
 use crate::{
     domain::{
@@ -83,6 +85,14 @@ struct Calls {
 }
 
 impl Calls {
+    /// A call that changes nothing, or nothing that stays: again if it is broken off.
+    async fn retried<T, F>(&self, call: Call, work: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        self.run(call, again(work)).await
+    }
+
     async fn run<T>(
         &self,
         call: Call,
@@ -172,27 +182,36 @@ impl<S: Store> Replicas for Measured<S> {
 
 #[async_trait]
 impl<S: Store> Store for Measured<S> {
+    fn loads_at_once(&self) -> usize {
+        self.store.loads_at_once()
+    }
+
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
-        self.calls.run(Call::Load, self.store.load(id)).await
+        self.calls.retried(Call::Load, || self.store.load(id)).await
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
-        let work = self.store.load_owner(tenant, owner);
-        self.calls.run(Call::Load, work).await
+        self.calls
+            .retried(Call::Load, || self.store.load_owner(tenant, owner))
+            .await
     }
 
     async fn count_keys(&self, most: usize) -> Result<usize, StoreError> {
         self.calls
-            .run(Call::Warm, self.store.count_keys(most))
+            .retried(Call::Warm, || self.store.count_keys(most))
             .await
     }
 
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
-        self.calls.run(Call::Warm, self.store.warm(asked)).await
+        self.calls
+            .retried(Call::Warm, || self.store.warm(asked))
+            .await
     }
 
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        self.calls.run(Call::Find, self.store.find_key(id)).await
+        self.calls
+            .retried(Call::Find, || self.store.find_key(id))
+            .await
     }
 
     async fn list_keys(
@@ -201,33 +220,39 @@ impl<S: Store> Store for Measured<S> {
         now: Timestamp,
         page: &Page,
     ) -> Result<Listed, StoreError> {
-        let work = self.store.list_keys(query, now, page);
-        self.calls.run(Call::List, work).await
+        self.calls
+            .retried(Call::List, || self.store.list_keys(query, now, page))
+            .await
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        let work = self.store.find_owner(tenant, owner);
-        self.calls.run(Call::Find, work).await
+        self.calls
+            .retried(Call::Find, || self.store.find_owner(tenant, owner))
+            .await
     }
 
     async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
-        let work = self.store.list_owners(tenant, page);
-        self.calls.run(Call::List, work).await
+        self.calls
+            .retried(Call::List, || self.store.list_owners(tenant, page))
+            .await
     }
 
     async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        let work = self.store.find_tenant(tenant);
-        self.calls.run(Call::Find, work).await
+        self.calls
+            .retried(Call::Find, || self.store.find_tenant(tenant))
+            .await
     }
 
     async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
-        let work = self.store.list_tenants(of, page);
-        self.calls.run(Call::List, work).await
+        self.calls
+            .retried(Call::List, || self.store.list_tenants(of, page))
+            .await
     }
 
     async fn list_events(&self, query: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
-        let work = self.store.list_events(query, page);
-        self.calls.run(Call::List, work).await
+        self.calls
+            .retried(Call::List, || self.store.list_events(query, page))
+            .await
     }
 
     async fn follow_events(
@@ -236,16 +261,22 @@ impl<S: Store> Store for Measured<S> {
         revision: i64,
         limit: u32,
     ) -> Result<Vec<Event>, StoreError> {
-        let work = self.store.follow_events(of, revision, limit);
-        self.calls.run(Call::Follow, work).await
+        self.calls
+            .retried(Call::Follow, || {
+                self.store.follow_events(of, revision, limit)
+            })
+            .await
     }
 
     async fn head(&self) -> Result<i64, StoreError> {
-        self.calls.run(Call::Follow, self.store.head()).await
+        self.calls.retried(Call::Follow, || self.store.head()).await
     }
 
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
-        let mutation = self.calls.run(Call::Begin, self.store.begin()).await?;
+        let mutation = self
+            .calls
+            .retried(Call::Begin, || self.store.begin())
+            .await?;
         Ok(Box::new(MeasuredMutation {
             mutation,
             calls: Arc::clone(&self.calls),
@@ -253,8 +284,9 @@ impl<S: Store> Store for Measured<S> {
     }
 
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
-        let work = self.store.pepper_checks();
-        self.calls.run(Call::Pepper, work).await
+        self.calls
+            .retried(Call::Pepper, || self.store.pepper_checks())
+            .await
     }
 
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
@@ -268,8 +300,9 @@ impl<S: Store> Store for Measured<S> {
     }
 
     async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
-        let work = self.store.names_pepper(pepper);
-        self.calls.run(Call::Pepper, work).await
+        self.calls
+            .retried(Call::Pepper, || self.store.names_pepper(pepper))
+            .await
     }
 
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
@@ -286,7 +319,8 @@ impl<S: Store> Store for Measured<S> {
     }
 }
 
-/// A mutation whose end is measured; what it does before is short.
+/// A mutation that is given up when the database stays silent, and whose end is measured; what it
+/// does before is short.
 struct MeasuredMutation {
     mutation: Box<dyn Mutation>,
     calls: Arc<Calls>,
@@ -299,15 +333,15 @@ impl Mutation for MeasuredMutation {
     }
 
     async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        self.mutation.find_key(id).await
+        in_time(self.mutation.find_key(id)).await
     }
 
     async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        self.mutation.find_owner(tenant, owner).await
+        in_time(self.mutation.find_owner(tenant, owner)).await
     }
 
     async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        self.mutation.find_tenant(tenant).await
+        in_time(self.mutation.find_tenant(tenant)).await
     }
 
     async fn find_request(
@@ -315,7 +349,7 @@ impl Mutation for MeasuredMutation {
         tenant: &str,
         request_id: &str,
     ) -> Result<Option<KeyId>, StoreError> {
-        self.mutation.find_request(tenant, request_id).await
+        in_time(self.mutation.find_request(tenant, request_id)).await
     }
 
     async fn list_living(
@@ -324,7 +358,7 @@ impl Mutation for MeasuredMutation {
         owner: Option<&str>,
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError> {
-        self.mutation.list_living(tenant, owner, now).await
+        in_time(self.mutation.list_living(tenant, owner, now)).await
     }
 
     async fn insert_key(
@@ -333,11 +367,11 @@ impl Mutation for MeasuredMutation {
         verifier: &Verifier,
         request_id: Option<&str>,
     ) -> Result<(), StoreError> {
-        self.mutation.insert_key(key, verifier, request_id).await
+        in_time(self.mutation.insert_key(key, verifier, request_id)).await
     }
 
     async fn update_key(&mut self, key: &Key) -> Result<(), StoreError> {
-        self.mutation.update_key(key).await
+        in_time(self.mutation.update_key(key)).await
     }
 
     async fn revoke_living(
@@ -348,24 +382,27 @@ impl Mutation for MeasuredMutation {
         by: &str,
         reason: &str,
     ) -> Result<(), StoreError> {
-        let mutation = &mut self.mutation;
-        mutation.revoke_living(tenant, owner, now, by, reason).await
+        in_time(self.mutation.revoke_living(tenant, owner, now, by, reason)).await
     }
 
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
-        self.mutation.put_owner(owner).await
+        in_time(self.mutation.put_owner(owner)).await
     }
 
     async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError> {
-        self.mutation.delete_owner(tenant, owner).await
+        in_time(self.mutation.delete_owner(tenant, owner)).await
     }
 
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError> {
-        self.mutation.put_tenant(tenant).await
+        in_time(self.mutation.put_tenant(tenant)).await
     }
 
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError> {
         let Self { mutation, calls } = *self;
-        calls.run(Call::Commit, mutation.commit(change)).await
+        let commit = async {
+            let committed = time::timeout(SILENCE, mutation.commit(change)).await;
+            committed.unwrap_or_else(|late| Err(StoreError::Unknown(late.into())))
+        };
+        calls.run(Call::Commit, commit).await
     }
 }

@@ -5,11 +5,12 @@
 //! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
 //! [`StoreError`]'s source, for the log.
 
-mod bounded;
 mod column;
 pub mod listing;
+mod loaders;
 mod measured;
 mod postgres;
+mod retry;
 mod sqlite;
 pub mod text;
 mod warm;
@@ -19,7 +20,6 @@ use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sqlx::error::DatabaseError;
 use thiserror::Error;
-use tokio::time;
 
 use crate::domain::{
     caller::TenantSet,
@@ -193,6 +193,10 @@ pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 /// Absent is `None`, not an error. Every method fails with [`StoreError`] alone.
 #[async_trait]
 pub trait Store: Replicas + Tell {
+    /// How many loads it is to be asked for at once: one that has no more does them no sooner, and a
+    /// flood of unknown keys takes no more of it and of the cores than that.
+    fn loads_at_once(&self) -> usize;
+
     /// Reads, in one statement, a key with all that bounds it and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
 
@@ -359,14 +363,6 @@ impl Engine {
     }
 }
 
-/// After how long what was broken off is tried again: a statement that a restart broke off finds a
-/// new connection, and a handing over takes a moment.
-const AGAIN_AFTER: [Duration; 3] = [
-    Duration::from_millis(5),
-    Duration::from_millis(50),
-    Duration::from_millis(250),
-];
-
 /// Opens the store that `url` names and brings its schema up to date.
 ///
 /// # Errors
@@ -405,23 +401,6 @@ fn passes(answer: &dyn DatabaseError) -> bool {
     })
 }
 
-/// After how long of silence a statement is given up: a little longer than PostgreSQL lets one run.
-const SILENCE: Duration = Duration::from_secs(35);
-
-/// Runs what changes nothing, again if it is broken off.
-async fn again<T, F>(run: impl Fn() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    for pause in AGAIN_AFTER {
-        match bounded::in_time(run()).await {
-            Err(StoreError::Interrupted(_)) => time::sleep(pause).await,
-            answered => return answered,
-        }
-    }
-    bounded::in_time(run()).await
-}
-
 impl From<sqlx::Error> for OpenError {
     fn from(error: sqlx::Error) -> Self {
         match error {
@@ -452,33 +431,6 @@ impl From<sqlx::migrate::MigrateError> for OpenError {
             MigrateError::VersionMissing(version) => Self::NewerSchema(version),
             MigrateError::Execute(error) => error.into(),
             other => Self::Migration(other.into()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_broken_off_is_tried_again_and_nothing_else() {
-        let broken_off = || StoreError::Interrupted("the connection was lost".into());
-        let silent = || StoreError::Unavailable("no answer".into());
-        // How often it is broken off, whether it is silent then, how often it is asked.
-        let cases = [(0, false, 1), (2, false, 3), (9, false, 4), (1, true, 2)];
-        for (breaks, fails, asked) in cases {
-            let count = AtomicU32::new(0);
-            let answered = again(|| async {
-                match count.fetch_add(1, Ordering::Relaxed) {
-                    nth if nth < breaks => Err(broken_off()),
-                    _ if fails => Err(silent()),
-                    _ => Ok(()),
-                }
-            });
-            assert_eq!(answered.await.is_ok(), breaks < 4 && !fails);
-            assert_eq!(count.into_inner(), asked);
         }
     }
 }

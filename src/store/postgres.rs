@@ -9,7 +9,7 @@ use sqlx::{
 };
 use tokio::{sync::Mutex, time};
 
-use super::{OpenError, Store, measured::Measured, text};
+use super::{OpenError, Store, loaders::Loaders, measured::Measured, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -31,6 +31,8 @@ const POSITION: &str = "strpos";
 /// Reads have connections of their own, so that mutations, which wait for each other, cannot keep a
 /// Validate from the store.
 const READERS: u32 = 16;
+/// How many of them loads of keys keep to themselves.
+const LOADERS: usize = 8;
 const WRITERS: u32 = 4;
 /// For what replicas know of each other; one of these listens.
 const PULSES: u32 = 5;
@@ -60,10 +62,12 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         query(text::HEAD).execute(pool).await?;
     }
     Ok(Arc::new(Measured::new(sql::SqlStore {
+        loaders: Loaders::new(reader.clone(), LOADERS),
         reader,
         writer,
         pulse,
         hints: Hints::default(),
+        loads_at_once: READERS as usize,
         lock: None,
     })))
 }

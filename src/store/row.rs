@@ -103,6 +103,12 @@ pub(super) fn verifier(row: &Row) -> Result<Verifier, StoreError> {
     })
 }
 
+/// The owner, where one was joined.
+pub(super) fn owner_if_any(row: &Row) -> Result<Option<Owner>, StoreError> {
+    let recorded = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
+    recorded.then(|| owner(row)).transpose()
+}
+
 pub(super) fn owner(row: &Row) -> Result<Owner, StoreError> {
     Ok(Owner {
         tenant_id: row.try_get("o_tenant_id")?,

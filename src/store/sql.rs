@@ -25,10 +25,9 @@ use crate::{
     meter::{self, Tell},
     store::{
         Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, again,
-        bounded::Bounded,
-        column,
+        Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, column,
         listing::{self, Param},
+        loaders::Loaders,
         text,
     },
 };
@@ -42,11 +41,13 @@ type Row = <Db as Database>::Row;
 
 pub(super) struct SqlStore {
     pub(super) reader: Pool<Db>,
+    pub(super) loaders: Loaders<Db>,
     pub(super) writer: Pool<Db>,
     /// What replicas know of each other goes over connections of its own: a lease must not end
     /// because of many other calls.
     pub(super) pulse: Pool<Db>,
     pub(super) hints: Hints,
+    pub(super) loads_at_once: usize,
     /// What says that the file is ours; let go when the store is dropped.
     #[expect(dead_code, reason = "it is held, not used")]
     pub(super) lock: Option<File>,
@@ -129,19 +130,21 @@ impl Replicas for SqlStore {
 
 #[async_trait]
 impl Store for SqlStore {
+    fn loads_at_once(&self) -> usize {
+        self.loads_at_once
+    }
+
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
-        let row = again(|| async {
-            Ok(query(text::LOAD)
-                .bind(id.as_bare())
-                .fetch_one(&self.reader)
-                .await?)
-        })
-        .await?;
+        let mut lent = self.loaders.take().await?;
+        let row = query(text::LOAD)
+            .bind(id.as_bare())
+            .fetch_one(&mut *lent.connection)
+            .await?;
+        self.loaders.keep(lent);
         let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
-            let owned = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
             let grant = Grant {
                 key: row::key(&row)?,
-                owner: if owned { Some(row::owner(&row)?) } else { None },
+                owner: row::owner_if_any(&row)?,
                 tenant: row::tenant(&row)?,
             };
             Some((grant, row::verifier(&row)?))
@@ -155,18 +158,14 @@ impl Store for SqlStore {
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
-        let row = again(|| async {
-            Ok(query(text::LOAD_OWNER)
-                .bind(tenant)
-                .bind(owner)
-                .fetch_one(&self.reader)
-                .await?)
-        })
-        .await?;
-        let recorded = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
+        let row = query(text::LOAD_OWNER)
+            .bind(tenant)
+            .bind(owner)
+            .fetch_one(&self.reader)
+            .await?;
         Ok(LoadedOwner {
             head: row.try_get("head")?,
-            owner: recorded.then(|| row::owner(&row)).transpose()?,
+            owner: row::owner_if_any(&row)?,
             tenant: row::tenant(&row)?,
         })
     }
@@ -203,14 +202,7 @@ impl Store for SqlStore {
     }
 
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        let row = again(|| async {
-            Ok(query(text::FIND_KEY)
-                .bind(id.as_bare())
-                .fetch_optional(&self.reader)
-                .await?)
-        })
-        .await?;
-        row.as_ref().map(row::used_key).transpose()
+        find_key(&self.reader, id).await
     }
 
     async fn list_keys(
@@ -258,24 +250,21 @@ impl Store for SqlStore {
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        again(|| find_owner(&self.reader, tenant, owner)).await
+        find_owner(&self.reader, tenant, owner).await
     }
 
     async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
-        let rows = again(|| async {
-            Ok(query(text::LIST_OWNERS)
-                .bind(tenant)
-                .bind(page.after.as_deref().unwrap_or_default())
-                .bind(i64::from(page.size))
-                .fetch_all(&self.reader)
-                .await?)
-        })
-        .await?;
+        let rows = query(text::LIST_OWNERS)
+            .bind(tenant)
+            .bind(page.after.as_deref().unwrap_or_default())
+            .bind(i64::from(page.size))
+            .fetch_all(&self.reader)
+            .await?;
         collect(&rows, row::owner)
     }
 
     async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        again(|| find_tenant(&self.reader, tenant)).await
+        find_tenant(&self.reader, tenant).await
     }
 
     async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
@@ -331,19 +320,14 @@ impl Store for SqlStore {
     }
 
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
-        // What it has written is undone when it is broken off.
-        again(|| async {
-            let mut transaction = self.writer.begin_with(BEGIN).await?;
-            let revision = query_scalar(text::NEXT_REVISION)
-                .fetch_one(&mut *transaction)
-                .await?;
-            let mutation = SqlMutation {
-                transaction,
-                revision,
-            };
-            Ok(Box::new(Bounded(mutation)) as Box<dyn Mutation>)
-        })
-        .await
+        let mut transaction = self.writer.begin_with(BEGIN).await?;
+        let revision = query_scalar(text::NEXT_REVISION)
+            .fetch_one(&mut *transaction)
+            .await?;
+        Ok(Box::new(SqlMutation {
+            transaction,
+            revision,
+        }))
     }
 
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
@@ -406,7 +390,9 @@ impl Store for SqlStore {
     }
 
     async fn close(&self) {
-        self.reader.close().await;
+        let reader = self.reader.close();
+        self.loaders.give_back();
+        reader.await;
         self.writer.close().await;
         self.hints.close().await;
         self.pulse.close().await;
@@ -425,11 +411,7 @@ impl Mutation for SqlMutation {
     }
 
     async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        let row = query(text::FIND_KEY)
-            .bind(id.as_bare())
-            .fetch_optional(&mut *self.transaction)
-            .await?;
-        row.as_ref().map(row::used_key).transpose()
+        find_key(&mut *self.transaction, id).await
     }
 
     async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
@@ -629,6 +611,17 @@ async fn follow_events(
     sql.push(" ORDER BY revision LIMIT ")
         .push_bind(i64::from(limit));
     collect(&sql.build().fetch_all(on).await?, row::event)
+}
+
+async fn find_key(
+    on: impl sqlx::Executor<'_, Database = Db>,
+    id: KeyId,
+) -> Result<Option<Key>, StoreError> {
+    let row = query(text::FIND_KEY)
+        .bind(id.as_bare())
+        .fetch_optional(on)
+        .await?;
+    row.as_ref().map(row::used_key).transpose()
 }
 
 async fn find_owner(

@@ -5,9 +5,11 @@
 
 use std::{
     fs::{File, TryLockError},
+    num::NonZero,
     path::{Path, PathBuf},
     str::FromStr as _,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -19,7 +21,7 @@ use sqlx::{
 
 use tokio::sync::Notify;
 
-use super::{OpenError, Store, measured::Measured, text};
+use super::{OpenError, Store, loaders::Loaders, measured::Measured, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -34,6 +36,8 @@ const WARM: [&str; 3] = text::WARM_SQLITE;
 const POSITION: &str = "instr";
 
 const READERS: u32 = 4;
+/// How many of them loads of keys keep to themselves.
+const LOADERS: usize = 2;
 /// How long a statement waits for a connection or a lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -75,12 +79,17 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
             })
         })
         .connect_lazy_with(reader.clone());
+    // A read is a core's work here: one is left to those whom memory answers.
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let loads_at_once = cores.saturating_sub(1).clamp(1, READERS as usize);
     let reader = pool.max_connections(READERS).connect_with(reader).await?;
     Ok(Arc::new(Measured::new(sql::SqlStore {
+        loaders: Loaders::new(reader.clone(), LOADERS),
         reader,
         writer,
         pulse,
         hints: Hints::default(),
+        loads_at_once,
         lock: Some(lock),
     })))
 }

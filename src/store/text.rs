@@ -65,8 +65,8 @@ macro_rules! revoke {
 /// in hexadecimal digits, which each engine has a word of its own for.
 ///
 /// `$from` says which keys and `$place` in which order, the greatest first; those below `$1` can be
-/// allowed at `$2` and recognised by pepper `$3`. The pepper is compared as an expression, so that
-/// its index does not spoil the order.
+/// allowed at `$2` and recognised by pepper `$3`. The pepper is compared in words that
+/// no index serves, so that its own does not spoil the order, and that PostgreSQL expects most keys to meet.
 macro_rules! warm {
     ($hex:literal, $from:literal, $place:literal) => {
         concat!(
@@ -88,7 +88,7 @@ macro_rules! warm {
             $place,
             " < $1 AND k.revoked_at IS NULL AND NOT k.suspended \
              AND (k.expires_at IS NULL OR k.expires_at > $2) \
-             AND COALESCE(k.mac_pepper, '') = $3 \
+             AND NOT (k.mac_pepper IS DISTINCT FROM $3) \
              ORDER BY ",
             $place,
             " DESC LIMIT $4) w"

@@ -15,8 +15,11 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use opentelemetry::trace::SpanKind;
 use password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use rand::RngExt as _;
-use rustix::process::nice;
 use subtle::ConstantTimeEq as _;
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
@@ -38,8 +41,9 @@ const MEMORY_KIB_MAX: u32 = 64 * 1024;
 const PASSES_MAX: u32 = 8;
 const LANES_MAX: u32 = 4;
 
-/// By how much hashing stands behind everything else in the scheduler's eyes.
-const BEHIND: i32 = 10;
+/// Hashing runs where nobody else wants a core, and leaves it at once to one who does: by niceness
+/// alone it would keep it for a whole time slice, which is longer than most Validates take.
+const BEHIND: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
 
 /// How many may wait, for each core.
 const WAITING_EACH: usize = 128;
@@ -121,7 +125,8 @@ impl Argon {
                 // It goes with the work, which nobody can interrupt.
                 let _inside = inside;
                 // Who validates meanwhile goes first, where the system lets us say so.
-                let _ = nice(BEHIND);
+                let this = thread_native_id();
+                let _ = set_thread_priority_and_policy(this, ThreadPriority::Min, BEHIND);
                 let mut memory = lock(&idle).pop().unwrap_or_default();
                 let result = work(&mut memory);
                 done.fetch_add(1, Ordering::Relaxed);

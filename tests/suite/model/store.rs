@@ -291,6 +291,10 @@ impl Replicas for Seen {
 
 #[async_trait]
 impl Store for Seen {
+    fn loads_at_once(&self) -> usize {
+        16
+    }
+
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
         let load = |data: &mut Database| {
             data.loads += 1;

@@ -70,10 +70,9 @@ impl Fault {
     ];
 }
 
-/// Does one thing after the other, all of them before any again, until all is done; gives what it did. The last place
-/// is for those that join.
-pub async fn go_wrong(traffic: Arc<Traffic>, store: Arc<Mutex<()>>, mut rng: StdRng) -> Vec<Fault> {
-    let mut done = Vec::new();
+/// Does one thing after the other, all of them before any again, until all is done. The last place is for those that
+/// join.
+pub async fn go_wrong(traffic: Arc<Traffic>, store: Arc<Mutex<()>>, mut rng: StdRng) {
     let mut order = Vec::new();
     while !traffic.is_done() {
         sleep(LEASE.mul_f64(rng.random_range(0.05..0.8))).await;
@@ -83,9 +82,8 @@ pub async fn go_wrong(traffic: Arc<Traffic>, store: Arc<Mutex<()>>, mut rng: Std
         }
         let fault = order.pop().expect("it was filled");
         one(&traffic, fault, &store, &mut rng).await;
-        done.push(fault);
+        traffic.history().faults.push(fault);
     }
-    done
 }
 
 async fn one(traffic: &Traffic, fault: Fault, store: &Mutex<()>, rng: &mut StdRng) {

@@ -9,6 +9,8 @@ use std::{collections::HashMap, fmt, time::Duration};
 use gatekey::grpc::proto::Reason;
 use tonic::Code;
 
+use super::fault::Fault;
+
 /// By what a key may be refused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Cause {
@@ -68,6 +70,7 @@ pub struct Change {
 pub struct History {
     pub validations: Vec<Validation>,
     pub changes: Vec<Change>,
+    pub faults: Vec<Fault>,
 }
 
 /// What breaks the promise.
@@ -133,12 +136,6 @@ impl Answer {
 }
 
 impl History {
-    /// Takes in what another has seen.
-    pub fn extend(&mut self, other: Self) {
-        self.validations.extend(other.validations);
-        self.changes.extend(other.changes);
-    }
-
     /// All that breaks the promise.
     pub fn violations(&self) -> Vec<Violation> {
         let mut changes = HashMap::<u32, Vec<&Change>>::new();
@@ -228,6 +225,7 @@ mod tests {
         let history = History {
             validations: vec![validation],
             changes: changes.to_vec(),
+            ..History::default()
         };
         history.violations().pop()
     }

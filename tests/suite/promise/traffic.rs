@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -44,9 +44,7 @@ pub struct Traffic {
     /// What is asked about now.
     hot: RwLock<Vec<u32>>,
     next_owner: AtomicUsize,
-    pub validated: AtomicUsize,
-    /// How many changes that narrow have been enforced.
-    pub enforced: AtomicUsize,
+    history: Mutex<History>,
     done: AtomicBool,
 }
 
@@ -57,10 +55,14 @@ impl Traffic {
             fleet,
             hot: RwLock::new((0..steady).collect()),
             next_owner: AtomicUsize::new(STEADY_OWNERS),
-            validated: AtomicUsize::new(0),
-            enforced: AtomicUsize::new(0),
+            history: Mutex::default(),
             done: AtomicBool::new(false),
         })
+    }
+
+    /// All that happened so far.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().expect("no panic")
     }
 
     /// Everybody is to come to an end.
@@ -73,13 +75,7 @@ impl Traffic {
     }
 
     /// Asks one place about keys that are talked about, until all is done.
-    pub async fn validate(
-        self: Arc<Self>,
-        place: usize,
-        pause: Duration,
-        mut rng: StdRng,
-    ) -> History {
-        let mut history = History::default();
+    pub async fn validate(self: Arc<Self>, place: usize, pause: Duration, mut rng: StdRng) {
         while !self.is_done() {
             let key = *self.hot().choose(&mut rng).expect("there are steady keys");
             // Some wait for a replica that is paused, and are there when it goes on.
@@ -90,10 +86,9 @@ impl Traffic {
             let decided = asked.as_ref().is_some_and(|validation| {
                 matches!(validation.answer, Answer::Allowed | Answer::Refused(_))
             });
-            history.validations.extend(asked);
+            self.history().validations.extend(asked);
             sleep(if decided { pause } else { pause * 4 }).await;
         }
-        history
     }
 
     /// Asks the process in this place about a key, if there is one.
@@ -112,7 +107,6 @@ impl Traffic {
         let answer = timeout(patience, keys.validate(request)).await;
         let end = self.fleet.now();
         let cut_off = cut.is_some_and(|since| since + CUT_FOR_CERTAIN < begin);
-        self.validated.fetch_add(1, Ordering::Relaxed);
         Some(Validation {
             key,
             process: served.process,
@@ -132,10 +126,9 @@ impl Traffic {
     }
 
     /// Takes one owner after the other, and does to its keys what can be done, until all is done.
-    pub async fn change(self: Arc<Self>, mut rng: StdRng) -> History {
+    pub async fn change(self: Arc<Self>, mut rng: StdRng) {
         let mut worker = Worker {
             traffic: Arc::clone(&self),
-            history: History::default(),
             probes: JoinSet::new(),
         };
         while !self.is_done() {
@@ -153,13 +146,7 @@ impl Traffic {
             worker.live(&keys, &mut rng).await;
             tokio::spawn(Arc::clone(&self).forget(keys));
         }
-        while let Some(probed) = worker.probes.join_next().await {
-            worker
-                .history
-                .validations
-                .extend(probed.expect("a probe ends"));
-        }
-        worker.history
+        worker.probes.join_all().await;
     }
 
     async fn forget(self: Arc<Self>, keys: Vec<u32>) {
@@ -177,8 +164,7 @@ impl Traffic {
 /// One who changes what keys may do.
 struct Worker {
     traffic: Arc<Traffic>,
-    history: History,
-    probes: JoinSet<Option<Validation>>,
+    probes: JoinSet<()>,
 }
 
 /// A change as it is called.
@@ -252,7 +238,6 @@ impl Worker {
                 .await;
             let again = match outcome {
                 Outcome::Enforced => {
-                    self.traffic.enforced.fetch_add(1, Ordering::Relaxed);
                     self.probe(&keys, LEASE * 6);
                     // What is done already waits just the same.
                     rng.random_ratio(1, 8)
@@ -321,7 +306,7 @@ impl Worker {
             }
             Err(_) => Outcome::Unknown,
         };
-        self.history.changes.push(Change {
+        self.traffic.history().changes.push(Change {
             keys,
             cause,
             widens,
@@ -405,15 +390,15 @@ impl Worker {
     /// Asks every place about these keys, and goes on meanwhile.
     fn probe(&mut self, keys: &[u32], patience: Duration) {
         while let Some(probed) = self.probes.try_join_next() {
-            self.history
-                .validations
-                .extend(probed.expect("a probe ends"));
+            probed.expect("a probe ends");
         }
         for place in 0..self.traffic.fleet.slots.len() {
             for &key in keys {
                 let traffic = Arc::clone(&self.traffic);
-                self.probes
-                    .spawn(async move { traffic.ask(place, key, patience).await });
+                self.probes.spawn(async move {
+                    let asked = traffic.ask(place, key, patience).await;
+                    traffic.history().validations.extend(asked);
+                });
             }
         }
     }
