@@ -2,9 +2,10 @@
 //! the memory of the server.
 //!
 //! Both sides keep a steady pace below what two cores can do, so that the figures tell what the server lets the flood do,
-//! not how the machine shares its cores.
+//! not how the machine shares its cores. What a flood does that comes as fast as it is answered is told beside.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -34,13 +35,29 @@ const HITS_A_SECOND: u32 = 2000;
 /// How long good callers ask without a flood, before it and after it.
 const CALM: Duration = Duration::from_secs(10);
 
-const FLOOD: u64 = 1_000_000;
 /// The first number of a key that nobody made.
 const UNKNOWN: u64 = 1 << 40;
 const FLOODERS: Shape = Shape::of(8, 8);
-const FLOOD_A_SECOND: u32 = 20_000;
-/// A flood that a slow server holds up ends after this.
-const LONGEST: Duration = Duration::from_secs(70);
+
+/// So many keys that nobody made.
+struct Flood {
+    numbers: Range<u64>,
+    a_second: u32,
+    /// One that a slow server holds up ends after this.
+    longest: Duration,
+}
+
+const FLOOD: Flood = Flood {
+    numbers: UNKNOWN..UNKNOWN + 1_000_000,
+    a_second: 10_000,
+    longest: Duration::from_mins(2),
+};
+/// More a second than it is answered.
+const TORRENT: Flood = Flood {
+    numbers: FLOOD.numbers.end..FLOOD.numbers.end + 1_000_000,
+    a_second: 50_000,
+    longest: CALM,
+};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -72,21 +89,16 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
     let before = usage::resident(server.pid());
 
     eprintln!("flood: hits and the flood");
-    let over = Arc::new(AtomicBool::new(false));
-    let during = generator::start(hits(&server, stored, {
-        let over = Arc::clone(&over);
-        move || !over.load(Ordering::Relaxed)
-    }));
-    let flood = flood(&server, stored);
-    over.store(true, Ordering::Relaxed);
-    let stormy = during.join().expect("the hits go on through the flood");
+    let (flood, stormy) = beside(&server, stored, FLOOD);
     let after = usage::resident(server.pid());
+    eprintln!("flood: hits and more than the server answers");
+    let (torrent, drowned) = beside(&server, stored, TORRENT);
 
     // The quieter of the two: a noisy machine must not make the flood look harmless.
     let (calm_p99, stormy_p99) = (calm_before.min(alone()), p99(&stormy));
     report.remark(format!(
         "Flood: {} distinct unknown keys at {} a second, beside {} hits a second whose p99 went from {} to {} µs; \
-         resident memory from {:.0} to {:.0} MiB.",
+         resident memory from {:.0} to {:.0} MiB. As many as are answered, {} a second: {} µs.",
         digits(flood.calls as f64),
         digits(flood.calls_per_second),
         digits(stormy.calls_per_second),
@@ -94,11 +106,14 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
         digits(stormy_p99),
         before as f64 / MIB,
         after as f64 / MIB,
+        digits(torrent.calls_per_second),
+        digits(p99(&drowned)),
     ));
     report.goal(
         format!(
-            "hits' p99 in a flood of {} unknown keys / without it",
-            digits(flood.calls as f64)
+            "hits' p99 in a flood of {} unknown keys, {} a second / without it",
+            digits(flood.calls as f64),
+            digits(flood.calls_per_second)
         ),
         2.0,
         "×",
@@ -121,11 +136,20 @@ pub fn hits(server: &Gatekey, stored: &Stored, go_on: impl Fn() -> bool + Send +
         .pace(HITS_A_SECOND)
 }
 
-fn flood(server: &Gatekey, stored: &Stored) -> Measured {
-    let end = Instant::now() + LONGEST;
-    let numbers = (UNKNOWN..UNKNOWN + FLOOD).take_while(move |_| Instant::now() < end);
+/// A flood, and the hits beside it.
+fn beside(server: &Gatekey, stored: &Stored, flood: Flood) -> (Measured, Measured) {
+    let over = Arc::new(AtomicBool::new(false));
+    let during = generator::start(hits(server, stored, {
+        let over = Arc::clone(&over);
+        move || !over.load(Ordering::Relaxed)
+    }));
+    let end = Instant::now() + flood.longest;
+    let numbers = flood.numbers.take_while(move |_| Instant::now() < end);
     let load = Load::of(server.addr(), &stored.caller, FLOODERS)
         .ask(numbers.map(ask_number), Reason::NotFound)
-        .pace(FLOOD_A_SECOND);
-    generator::run(load)
+        .pace(flood.a_second);
+    let flooded = generator::run(load);
+    over.store(true, Ordering::Relaxed);
+    let hits = during.join().expect("the hits go on through the flood");
+    (flooded, hits)
 }

@@ -23,6 +23,9 @@ const TENANT: &str = "default";
 /// Before this all stored keys were made, and after it none expires.
 const NOW: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
 
+/// What a page has that nobody asked to be longer.
+const USUAL_PAGE: u32 = 50;
+
 /// A list, and how much there is on its first page.
 struct Case {
     what: &'static str,
@@ -44,7 +47,7 @@ fn cases() -> Vec<Case> {
     let case = |what, query, found, last| Case {
         what,
         query,
-        size: 50,
+        size: USUAL_PAGE,
         found,
         last,
     };
@@ -138,12 +141,12 @@ pub async fn measure(report: &mut Report, stored: &Stored, engine: Engine) {
         }
         times.sort();
         let p50 = times[ROUNDS / 2].as_secs_f64() * 1e3;
-        report.goal(
-            format!("ListKeys, {}, {}: p50", case.what, name(engine)),
-            10.0,
-            "ms",
-            Ok(p50),
-        );
+        let what = format!("ListKeys, {}, {}: p50", case.what, name(engine));
+        if case.size == USUAL_PAGE {
+            report.goal(what, 10.0, "ms", Ok(p50));
+        } else {
+            report.remark(format!("{what} {p50:.1} ms."));
+        }
     }
     server.stop().await;
     println!("How {} finds them:\n", name(engine));

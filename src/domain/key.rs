@@ -119,11 +119,10 @@ pub struct Grant {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(expires_at: i64) -> Key {
-        Key {
+impl Key {
+    /// A key to make others of, of owner `alice` of tenant `acme`.
+    pub(crate) fn usual() -> Self {
+        Self {
             key_id: KeyId::from_bare("0123456789abcdef").unwrap(),
             tenant_id: "acme".to_owned(),
             owner_id: "alice".to_owned(),
@@ -137,7 +136,7 @@ mod tests {
             suspended: false,
             created_at: Timestamp::from_micros(0),
             created_by: String::new(),
-            expires_at: Some(Timestamp::from_micros(expires_at)),
+            expires_at: None,
             revoked: None,
             rotated_from: None,
             rotated_to: None,
@@ -145,6 +144,18 @@ mod tests {
             hash_version: HASH_VERSION.to_owned(),
             created_revision: 1,
             revision: 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(expires_at: i64) -> Key {
+        Key {
+            expires_at: Some(Timestamp::from_micros(expires_at)),
+            ..Key::usual()
         }
     }
 

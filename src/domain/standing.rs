@@ -348,37 +348,13 @@ fn length(bytes: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{
-        key::{HASH_VERSION, Key},
-        owner::Owner,
-        tenant::Tenant,
-        token::KeyId,
-    };
+    use crate::domain::{key::Key, owner::Owner, tenant::Tenant};
 
     fn grant(key: Scopes, owner: Option<Scopes>) -> Grant {
         Grant {
             key: Key {
-                key_id: KeyId::from_bare("0123456789abcdef").unwrap(),
-                tenant_id: "acme".to_owned(),
-                owner_id: "alice".to_owned(),
-                label: String::new(),
-                description: String::new(),
-                prefix: "gk".to_owned(),
                 scopes: key,
-                audiences: Vec::new(),
-                allowed_cidrs: Vec::new(),
-                metadata: BTreeMap::new(),
-                suspended: false,
-                created_at: Timestamp::from_micros(0),
-                created_by: String::new(),
-                expires_at: None,
-                revoked: None,
-                rotated_from: None,
-                rotated_to: None,
-                last_used: None,
-                hash_version: HASH_VERSION.to_owned(),
-                created_revision: 1,
-                revision: 1,
+                ..Key::usual()
             },
             owner: owner.map(|scopes| Owner {
                 tenant_id: "acme".to_owned(),

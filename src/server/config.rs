@@ -361,21 +361,13 @@ fn parse_span(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_lease(text: &str) -> Result<Duration, String> {
-    let lease = parse_span(text)?;
-    if LEASES.contains(&lease) {
-        Ok(lease)
-    } else {
-        Err("must be between 500ms and 1h".to_owned())
-    }
+    let lease = Some(parse_span(text)?).filter(|lease| LEASES.contains(lease));
+    lease.ok_or_else(|| "must be between 500ms and 1h".to_owned())
 }
 
 fn parse_age(text: &str) -> Result<Duration, String> {
-    let age = parse_span(text)?;
-    if AGES.contains(&age) {
-        Ok(age)
-    } else {
-        Err("must be between 1s and 365days".to_owned())
-    }
+    let age = Some(parse_span(text)?).filter(|age| AGES.contains(age));
+    age.ok_or_else(|| "must be between 1s and 365days".to_owned())
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {

@@ -32,7 +32,7 @@ use quick_cache::{
 use self::epochs::{Epochs, NEVER_JOINED, Stamp};
 use super::{
     fault::{Fault, Faults},
-    lease::Lease,
+    lease::{Deadline, Lease},
 };
 use crate::{
     domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId},
@@ -177,7 +177,7 @@ impl Cache {
 
     async fn look_up(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
         let deadline = self.lease.deadline();
-        let held = || deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck);
+        let held = || self.is_held(deadline, clock);
         if !held() {
             return Look::Miss(None);
         }
@@ -283,8 +283,11 @@ impl Cache {
     fn under_lease<T>(&self, clock: &dyn Clock, find: impl FnOnce() -> Option<T>) -> Option<T> {
         let deadline = self.lease.deadline();
         let found = find()?;
-        let held = deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck);
-        held.then_some(found)
+        self.is_held(deadline, clock).then_some(found)
+    }
+
+    fn is_held(&self, deadline: Deadline, clock: &dyn Clock) -> bool {
+        deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck)
     }
 }
 
@@ -365,7 +368,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         clock::Timestamp,
-        key::{Grant, HASH_VERSION, Key},
+        key::{Grant, Key},
         scope::Scope,
         tenant::Tenant,
     };
@@ -377,31 +380,11 @@ mod tests {
     }
 
     fn standing() -> Standing {
-        let key = Key {
-            key_id: id(),
-            tenant_id: "acme".to_owned(),
-            owner_id: "alice".to_owned(),
-            label: String::new(),
-            description: String::new(),
-            prefix: "gk".to_owned(),
-            scopes: Scope::parse("jobs:read").into_iter().collect(),
-            audiences: Vec::new(),
-            allowed_cidrs: Vec::new(),
-            metadata: std::collections::BTreeMap::new(),
-            suspended: false,
-            created_at: Timestamp::from_micros(0),
-            created_by: String::new(),
-            expires_at: None,
-            revoked: None,
-            rotated_from: None,
-            rotated_to: None,
-            last_used: None,
-            hash_version: HASH_VERSION.to_owned(),
-            created_revision: 1,
-            revision: 1,
-        };
         Standing::of(&Grant {
-            key,
+            key: Key {
+                scopes: Scope::parse("jobs:read").into_iter().collect(),
+                ..Key::usual()
+            },
             owner: None,
             tenant: Tenant::default(),
         })

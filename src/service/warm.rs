@@ -5,7 +5,14 @@
 //! slow ends it: the other keys are loaded when they are used, and whether the store answers is
 //! readiness' own question.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     task,
@@ -27,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it looks whether the lease is held.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many keys are read by one statement: few enough that a change seldom overtakes one.
-const PAGE: u32 = 2000;
+const PAGE: u32 = 1000;
 /// One part in this many more keys than asked for are taken in, if these are all there are: to
 /// choose the last used ones takes longer than to read all.
 const FEW_MORE: usize = 8;
@@ -54,8 +61,9 @@ impl Warmer {
         while !self.cache.lease().deadline().is_ahead(&*self.clock) {
             sleep(LOOK_EVERY).await;
         }
-        let (start, mut kept) = (Instant::now(), 0);
-        let ended = timeout(PATIENCE, self.fill(pepper, limit, &mut kept)).await;
+        let (start, kept) = (Instant::now(), AtomicUsize::new(0));
+        let ended = timeout(PATIENCE, self.fill(pepper, limit, &kept)).await;
+        let kept = kept.into_inner();
         let error = match ended {
             Ok(Ok(())) => return info!(keys = kept, took = ?start.elapsed(), "keys are in memory"),
             Ok(Err(error)) => error,
@@ -69,39 +77,58 @@ impl Warmer {
         );
     }
 
-    async fn fill(&self, pepper: &str, limit: usize, kept: &mut usize) -> Result<(), StoreError> {
+    async fn fill(&self, pepper: &str, limit: usize, kept: &AtomicUsize) -> Result<(), StoreError> {
+        let read = |of, places, most| self.read(pepper, of, places, most, kept);
         let enough = limit + limit / FEW_MORE;
-        let (mut left, sets) = if self.store.count_keys(enough + 1).await? <= enough {
-            (enough, &[WarmSet::All][..])
+        if self.store.count_keys(enough + 1).await? <= enough {
+            // While a page of one half is put together, one of the other is on its way.
+            let middle = self.store.head().await? / 2;
+            let newer = read(WarmSet::All, middle..i64::MAX, enough);
+            let older = read(WarmSet::All, i64::MIN..middle, enough);
+            tokio::try_join!(newer, older)?;
         } else {
-            (limit, &[WarmSet::Used, WarmSet::Unused][..])
-        };
-        let mut told = Instant::now();
-        for of in sets.iter().copied() {
-            let page = |left: usize, after| WarmQuery {
-                now: self.clock.now(),
-                pepper_id: pepper.to_owned(),
-                of,
-                after,
-                size: u32::try_from(left).unwrap_or(PAGE).min(PAGE),
-            };
-            let mut ticket = self.cache.ticket();
-            let mut read = self.store.warm(&page(left, None)).await?;
-            while let Some(last) = read.last {
-                left = left.saturating_sub(read.keys);
-                // While one core takes a page in, another reads the next.
-                let cache = Arc::clone(&self.cache);
-                let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
-                ticket = self.cache.ticket();
-                read = self.store.warm(&page(left, Some(last))).await?;
-                *kept += taking.await.unwrap_or_default();
-                if told.elapsed() >= TELL_EVERY {
-                    told = Instant::now();
-                    info!(keys = *kept, "reading keys into memory");
-                }
-            }
+            let used = read(WarmSet::Used, i64::MIN..i64::MAX, limit).await?;
+            read(WarmSet::Unused, i64::MIN..i64::MAX, limit - used).await?;
         }
         Ok(())
+    }
+
+    /// Takes in `most` keys at these places, the last ones first. Returns how many there were; how
+    /// many of them are `kept` is counted as it goes.
+    async fn read(
+        &self,
+        pepper: &str,
+        of: WarmSet,
+        mut places: Range<i64>,
+        most: usize,
+        kept: &AtomicUsize,
+    ) -> Result<usize, StoreError> {
+        let (mut told, mut left) = (Instant::now(), most);
+        let page = |places, left| WarmQuery {
+            now: self.clock.now(),
+            pepper_id: pepper.to_owned(),
+            of,
+            places,
+            size: u32::try_from(left).unwrap_or(PAGE).min(PAGE),
+        };
+        let mut ticket = self.cache.ticket();
+        let mut read = self.store.warm(&page(places.clone(), left)).await?;
+        while let Some(last) = read.last {
+            left = left.saturating_sub(read.keys);
+            places.end = last;
+            // While one core takes a page in, another reads the next.
+            let cache = Arc::clone(&self.cache);
+            let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
+            ticket = self.cache.ticket();
+            read = self.store.warm(&page(places.clone(), left)).await?;
+            kept.fetch_add(taking.await.unwrap_or_default(), Ordering::Relaxed);
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                let keys = kept.load(Ordering::Relaxed);
+                info!(keys, "reading keys into memory");
+            }
+        }
+        Ok(most - left)
     }
 }
 

@@ -180,19 +180,22 @@ impl Store for SqlStore {
 
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
         let [all, used, unused] = WARM;
+        let mut lent = self.loaders.take().await?;
         let row = query(match asked.of {
             WarmSet::All => all,
             WarmSet::Used => used,
             WarmSet::Unused => unused,
         })
-        .bind(asked.after.unwrap_or(i64::MAX))
+        .bind(asked.places.end)
         .bind(asked.now.as_micros())
         .bind(&asked.pepper_id)
         .bind(i64::from(asked.size))
         .bind(WarmPage::FIELD_END)
         .bind(WarmPage::KEY_END)
-        .fetch_one(&self.reader)
+        .bind(asked.places.start)
+        .fetch_one(&mut *lent.connection)
         .await?;
+        self.loaders.keep(lent);
         Ok(WarmPage {
             head: row.try_get("head")?,
             last: row.try_get("last")?,

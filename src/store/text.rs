@@ -64,8 +64,8 @@ macro_rules! revoke {
 /// A page of the keys that are the likeliest to be asked about, in one row; `$hex` is a key's MAC
 /// in hexadecimal digits, which each engine has a word of its own for.
 ///
-/// `$from` says which keys and `$place` in which order, the greatest first; those below `$1` can be
-/// allowed at `$2` and recognised by pepper `$3`. The pepper is compared in words that
+/// `$from` says which keys and `$place` in which order, the greatest first; those from `$7` to below
+/// `$1` can be allowed at `$2` and recognised by pepper `$3`. The pepper is compared in words that
 /// no index serves, so that its own does not spoil the order, and that PostgreSQL expects most keys to meet.
 macro_rules! warm {
     ($hex:literal, $from:literal, $place:literal) => {
@@ -86,7 +86,9 @@ macro_rules! warm {
              LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
              WHERE ",
             $place,
-            " < $1 AND k.revoked_at IS NULL AND NOT k.suspended \
+            " < $1 AND ",
+            $place,
+            " >= $7 AND k.revoked_at IS NULL AND NOT k.suspended \
              AND (k.expires_at IS NULL OR k.expires_at > $2) \
              AND NOT (k.mac_pepper IS DISTINCT FROM $3) \
              ORDER BY ",

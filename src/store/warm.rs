@@ -4,7 +4,7 @@
 //! the rest does, and a million of them are wanted in seconds. Reading the text is left to the caller,
 //! who can do it while the next page is on its way.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use ipnet::IpNet;
 
@@ -24,8 +24,9 @@ pub struct WarmQuery {
     /// Those with a MAC under this pepper.
     pub pepper_id: String,
     pub of: WarmSet,
-    /// Those after the last one of another page.
-    pub after: Option<i64>,
+    /// Those at these places in their order, the last ones first. A page's last key is at the end of
+    /// the places of the next.
+    pub places: Range<i64>,
     /// So many at most.
     pub size: u32,
 }
@@ -46,7 +47,7 @@ pub enum WarmSet {
 pub struct WarmPage {
     /// The revision that the rest is at least as new as.
     pub head: i64,
-    /// Its last key, after which the next page begins. Nothing when the page is empty.
+    /// The place of its last key. Nothing when the page is empty.
     pub last: Option<i64>,
     /// How many keys are on it.
     pub keys: usize,

@@ -153,9 +153,9 @@ impl Replica {
         let members = members.ok()?;
         self.others.note_leases(&members);
         // What this one has applied it knows without having written it.
-        let own = *self.applied.borrow();
+        let (id, own) = (self.id(), *self.applied.borrow());
         let behind = |member: &&Member| {
-            let own = if member.id == self.id() { own } else { 0 };
+            let own = if member.id == id { own } else { 0 };
             member.applied.max(own) < revision
         };
         let behind: Vec<_> = members.iter().filter(behind).collect();

@@ -40,7 +40,7 @@ impl Engine {
 }
 
 /// Makes each test a module with two tests in it, `sqlite` and `postgres`, which hand the body a fresh [`Setup`].
-/// Attributes (`#[ignore]`, a doc comment) go to both.
+/// Attributes (a doc comment) go to both.
 ///
 /// ```ignore
 /// on_both_engines! {
