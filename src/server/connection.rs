@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -66,7 +66,8 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     stream.set_nodelay(true)?;
-    match term.in_time(Greeted::by(stream)).await? {
+    let until = Instant::now() + GREETING_PATIENCE;
+    match term.in_time(Greeted::by(stream), until).await? {
         Some(stream) => converse(stream, service, term).await,
         None => Ok(()),
     }
@@ -92,13 +93,14 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     stream.set_nodelay(true)?;
+    let until = Instant::now() + GREETING_PATIENCE;
     let greeting = async {
-        let stream = tls.accept(stream).await;
+        let stream = tls.accept(stream, until).await;
         let stream = stream.inspect_err(|error| debug!(%error, "a TLS handshake failed"))?;
         Greeted::by(stream).await
     };
     // Apart, for a handshake has much to carry, and a connection may last.
-    match term.in_time(Box::pin(greeting)).await? {
+    match term.in_time(Box::pin(greeting), until).await? {
         Some(stream) => {
             let service = service(tls::name(&stream.stream));
             converse(stream, service, term).await
@@ -120,8 +122,9 @@ impl Term {
     async fn in_time<T>(
         &self,
         greeting: impl Future<Output = io::Result<T>>,
+        until: Instant,
     ) -> io::Result<Option<T>> {
-        let greeting = time::timeout(GREETING_PATIENCE, greeting);
+        let greeting = time::timeout_at(until, greeting);
         match self.stop.run_until_cancelled(greeting).await {
             None => Ok(None),
             Some(Ok(greeted)) => greeted.map(Some),
