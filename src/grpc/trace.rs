@@ -19,9 +19,12 @@ use http_body::{Body, Frame, SizeHint};
 use opentelemetry::{
     Context, ContextGuard, KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
-    trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _},
+    trace::{Span as _, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _},
 };
-use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracer};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{Sampler, SamplingDecision, SdkTracer, ShouldSample as _},
+};
 use pin_project_lite::pin_project;
 use tonic::{
     Code,
@@ -35,8 +38,8 @@ use super::method::{self, METHODS};
 #[derive(Clone, Debug)]
 pub struct Tracing {
     pub tracer: SdkTracer,
-    /// Whether a call that belongs to a trace is sampled just as its parent is.
-    pub parent_decides: bool,
+    /// By which the tracer decides, so that it can be asked before there is a span.
+    pub sampler: Sampler,
 }
 
 /// Gives a service its spans.
@@ -161,8 +164,9 @@ fn open(tracing: &Tracing, path: &str, headers: &HeaderMap) -> Option<Context> {
         return None;
     }
     let mut parent = Context::new();
-    if let Some(Traceparent { sampled, .. }) = Traceparent::of(headers) {
-        if tracing.parent_decides && !sampled {
+    if let Some(traceparent) = Traceparent::of(headers) {
+        // As the tracer will, but from the header alone: the parent's context takes memory.
+        if !traceparent.is_sampled(&tracing.sampler) {
             return None;
         }
         parent = TraceContextPropagator::new().extract_with_context(&parent, &Carrier(headers));
@@ -246,6 +250,17 @@ impl<'a> Traceparent<'a> {
         let sampled = flags & 1 == 1;
         well_formed.then_some(Self { trace, sampled })
     }
+
+    /// Whether the call is sampled.
+    fn is_sampled(&self, sampler: &Sampler) -> bool {
+        if let Sampler::ParentBased(_) = sampler {
+            return self.sampled;
+        }
+        let trace = TraceId::from_hex(self.trace).unwrap_or(TraceId::INVALID);
+        // Of the others none asks for more than the trace's id.
+        let sampling = sampler.should_sample(None, trace, "", &SpanKind::Server, &[], &[]);
+        sampling.decision != SamplingDecision::Drop
+    }
 }
 
 /// The two headers that carry a trace from process to process.
@@ -264,7 +279,7 @@ impl Extractor for Carrier<'_> {
 #[cfg(test)]
 mod tests {
     use opentelemetry::trace::TracerProvider as _;
-    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+    use opentelemetry_sdk::trace::SdkTracerProvider;
     use tonic::codegen::http::HeaderValue;
 
     use super::*;
@@ -316,37 +331,53 @@ mod tests {
         }
     }
 
-    /// What makes spans where the root's sampler takes none, and a parent decides for its children.
-    fn tracing() -> Tracing {
-        let sampler = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
-        let provider = SdkTracerProvider::builder().with_sampler(sampler).build();
-        Tracing {
-            tracer: provider.tracer("gatekey"),
-            parent_decides: true,
-        }
+    /// Whether a call in a trace of these flags, or in none, has a span, and how often memory is taken to see that.
+    fn opened(sampler: &Sampler, flags: Option<&str>) -> (bool, u64) {
+        let provider = SdkTracerProvider::builder().with_sampler(sampler.clone());
+        let tracing = Tracing {
+            tracer: provider.build().tracer("gatekey"),
+            sampler: sampler.clone(),
+        };
+        let parent = flags.map(|flags| format!("00-{TRACE}-00f067aa0ba902b7-{flags}"));
+        let headers = headers(&parent.as_deref().into_iter().collect::<Vec<_>>());
+        let open = || open(&tracing, "/gatekey.v1.KeyService/Validate", &headers).is_some();
+        // A thread's first random number takes memory, once.
+        let opened = open();
+        let measured = allocation_counter::measure(|| {
+            open();
+        });
+        (opened, measured.count_total)
     }
 
     #[test]
     fn a_call_that_is_not_sampled_takes_no_memory_for_its_trace() {
-        let (tracing, path) = (tracing(), "/gatekey.v1.KeyService/Validate");
-        let taken = |flags: Option<&str>| {
-            let parent = flags.map(|flags| format!("00-{TRACE}-00f067aa0ba902b7-{flags}"));
-            let headers = headers(&parent.as_deref().into_iter().collect::<Vec<_>>());
-            let open = || open(&tracing, path, &headers).is_some();
-            // A thread's first random number takes memory, once.
-            let opened = open();
-            let measured = allocation_counter::measure(|| {
-                open();
-            });
-            (opened, measured.count_total)
-        };
-        assert_eq!(taken(None), (false, 0));
-        assert_eq!(taken(Some("00")), (false, 0));
-        let (opened, count) = taken(Some("01"));
-        assert!(
-            opened && count > 0,
-            "what is sampled is seen to take memory"
-        );
+        let parent_based = |root| Sampler::ParentBased(Box::new(root));
+        let rare = Sampler::TraceIdRatioBased(1e-9);
+        for (sampler, flags) in [
+            (parent_based(Sampler::AlwaysOff), None),
+            (parent_based(Sampler::AlwaysOn), Some("00")),
+            (parent_based(rare.clone()), None),
+            (Sampler::AlwaysOff, None),
+            (Sampler::AlwaysOff, Some("01")),
+            (rare.clone(), None),
+            (rare, Some("01")),
+        ] {
+            assert_eq!(opened(&sampler, flags), (false, 0), "{sampler:?} {flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_sampled_is_seen_to_take_memory() {
+        let parent_based = Sampler::ParentBased(Box::new(Sampler::AlwaysOff));
+        for (sampler, flags) in [
+            (parent_based, Some("01")),
+            (Sampler::AlwaysOn, None),
+            (Sampler::AlwaysOn, Some("00")),
+            (Sampler::TraceIdRatioBased(1.0), Some("00")),
+        ] {
+            let (opened, count) = opened(&sampler, flags);
+            assert!(opened && count > 0, "{sampler:?} {flags:?}: {count}");
+        }
     }
 
     #[test]

@@ -2,12 +2,17 @@
 //!
 //! Here is what tonic has no limit for: how long a connection may take to say that it speaks
 //! HTTP/2, and how old it gets. None is ever cut because of its age: its client is told to make
-//! another one (GOAWAY), and the calls in flight finish.
+//! another one (GOAWAY), and the calls in flight finish. At the stop one is cut whose client is gone.
 
 use std::{
     error::Error,
+    future::pending,
     io,
     pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -37,6 +42,8 @@ const STREAMS_MAX: u32 = 1024;
 /// A peer that does not answer a ping for this long is gone.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that says nothing for this long when everything stops, not even to a ping, is gone.
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(3);
 /// The most that a call's headers may have, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 /// By how much the ages of connections differ from what is set, so that clients that came together
@@ -66,7 +73,8 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     stream.set_nodelay(true)?;
-    match term.in_time(Greeted::by(stream)).await? {
+    let until = Instant::now() + GREETING_PATIENCE;
+    match term.in_time(Greeted::by(stream), until).await? {
         Some(stream) => converse(stream, service, term).await,
         None => Ok(()),
     }
@@ -92,13 +100,14 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     stream.set_nodelay(true)?;
+    let until = Instant::now() + GREETING_PATIENCE;
     let greeting = async {
-        let stream = tls.accept(stream).await;
+        let stream = tls.accept(stream, until).await;
         let stream = stream.inspect_err(|error| debug!(%error, "a TLS handshake failed"))?;
         Greeted::by(stream).await
     };
     // Apart, for a handshake has much to carry, and a connection may last.
-    match term.in_time(Box::pin(greeting)).await? {
+    match term.in_time(Box::pin(greeting), until).await? {
         Some(stream) => {
             let service = service(tls::name(&stream.stream));
             converse(stream, service, term).await
@@ -120,8 +129,9 @@ impl Term {
     async fn in_time<T>(
         &self,
         greeting: impl Future<Output = io::Result<T>>,
+        until: Instant,
     ) -> io::Result<Option<T>> {
-        let greeting = time::timeout(GREETING_PATIENCE, greeting);
+        let greeting = time::timeout_at(until, greeting);
         match self.stop.run_until_cancelled(greeting).await {
             None => Ok(None),
             Some(Ok(greeted)) => greeted.map(Some),
@@ -142,6 +152,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    let heard = Arc::clone(&stream.heard);
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
@@ -152,18 +163,25 @@ where
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let age = term.age.mul_f64(rand::random_range(AGE_JITTER));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
-        () = time::sleep(age) => None,
-        () = term.stop.cancelled() => None,
+    tokio::select! {
+        ended = connection.as_mut() => return ended.map_err(io::Error::other),
+        () = time::sleep(age) => {}
+        () = term.stop.cancelled() => {}
+    }
+    heard.store(false, Ordering::Relaxed);
+    connection.as_mut().graceful_shutdown();
+    let gone = async {
+        term.stop.cancelled().await;
+        time::sleep(FAREWELL_PATIENCE).await;
+        if heard.load(Ordering::Relaxed) {
+            // It has answered the ping: its calls are waited for.
+            pending::<()>().await;
+        }
     };
-    let ended = if let Some(ended) = ended {
-        ended
-    } else {
-        connection.as_mut().graceful_shutdown();
-        connection.await
-    };
-    ended.map_err(io::Error::other)
+    tokio::select! {
+        ended = connection => ended.map_err(io::Error::other),
+        () = gone => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// A stream whose client has said as much as a preface has: hyper would wait for it without end.
@@ -172,6 +190,8 @@ struct Greeted<T> {
     /// How much of the preface hyper has read.
     read: usize,
     stream: T,
+    /// Set when the client says anything.
+    heard: Arc<AtomicBool>,
 }
 
 impl<T: AsyncRead + Unpin> Greeted<T> {
@@ -182,6 +202,7 @@ impl<T: AsyncRead + Unpin> Greeted<T> {
             preface,
             read: 0,
             stream,
+            heard: Arc::default(),
         })
     }
 }
@@ -193,7 +214,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Greeted<T> {
         to: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read == PREFACE_LENGTH {
-            return Pin::new(&mut self.stream).poll_read(cx, to);
+            let read = Pin::new(&mut self.stream).poll_read(cx, to);
+            if read.is_ready() {
+                self.heard.store(true, Ordering::Relaxed);
+            }
+            return read;
         }
         let rest = &self.preface[self.read..];
         let length = rest.len().min(to.remaining());

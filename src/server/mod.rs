@@ -57,6 +57,9 @@ const STORE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
+/// How long it goes on as before when it has told that it is not ready: who watches that, or is told of
+/// endpoints, leaves meanwhile and need not be told to go, by which some clients lose calls.
+const LEAVE: Duration = Duration::from_millis(100);
 /// How long an acceptor waits when there are no file descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -198,7 +201,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     };
     // The stop. No new calls come once every balancer has seen this.
     info!(signal = asked, "stopping");
-    readiness.end().await;
+    take_leave(readiness, workers.accept(&ports.main, &stop)).await;
     drop(ports.main);
     stop.cancel();
     finish(workers, config.drain, &cut).await?;
@@ -242,6 +245,12 @@ async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, 
     let checked = repepper::check(store, &files.peppers).await;
     checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
     Ok(files)
+}
+
+/// Tells that it is not ready, and still accepts connections for a moment.
+async fn take_leave(readiness: Readiness, accepting: impl Future<Output = ()>) {
+    readiness.end().await;
+    let _ = time::timeout(LEAVE, accepting).await;
 }
 
 /// Waits for the calls in flight, and cuts off those that take too long.

@@ -17,7 +17,7 @@ use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
     resource::{EnvResourceDetector, TelemetryResourceDetector},
-    trace::{SdkTracerProvider, SpanData},
+    trace::{Sampler, SdkTracerProvider, SpanData},
 };
 use tonic::transport::ClientTlsConfig;
 use tracing::{Metadata, Subscriber, info, level_filters::LevelFilter, warn};
@@ -109,12 +109,9 @@ impl Telemetry {
     /// What makes the spans of calls; without a collector, making them would be for nothing.
     #[must_use]
     pub fn tracing(&self) -> Option<Tracing> {
-        let sampler = first(&["OTEL_TRACES_SAMPLER"]);
-        // As the SDK reads it: unset, it is parentbased_always_on.
-        let parent_decides = sampler.is_none_or(|(_, it)| it.starts_with("parentbased_"));
         self.provider.as_ref().map(|provider| Tracing {
             tracer: provider.tracer("gatekey"),
-            parent_decides,
+            sampler: sampler(),
         })
     }
 
@@ -155,7 +152,7 @@ where
 }
 
 /// The exporter and its queue. The SDK reads most `OTEL_*` variables by itself: headers, timeout,
-/// sampler, batching (`OTEL_BSP_*`), limits; what stands here is the rest.
+/// batching (`OTEL_BSP_*`), limits; what stands here is the rest.
 fn provider() -> Result<SdkTracerProvider, TelemetryError> {
     check()?;
     let otlp = SpanExporter::builder()
@@ -179,6 +176,7 @@ fn provider() -> Result<SdkTracerProvider, TelemetryError> {
         );
     Ok(SdkTracerProvider::builder()
         .with_resource(resource.build())
+        .with_sampler(sampler())
         .with_batch_exporter(Exporter {
             otlp,
             failing: AtomicBool::new(false),
@@ -223,6 +221,27 @@ fn check() -> Result<(), TelemetryError> {
         }
     }
     Ok(())
+}
+
+/// What decides which calls have spans, by the variables that [`check`] has seen.
+fn sampler() -> Sampler {
+    let name = first(&["OTEL_TRACES_SAMPLER"]);
+    let name = name.map_or_else(|| "parentbased_always_on".to_owned(), |(_, it)| it);
+    let ratio = first(&["OTEL_TRACES_SAMPLER_ARG"]).and_then(|(_, it)| it.parse().ok());
+    let (parent_based, root) = match name.strip_prefix("parentbased_") {
+        Some(root) => (true, root),
+        None => (false, &*name),
+    };
+    let root = match root {
+        "always_off" => Sampler::AlwaysOff,
+        "traceidratio" => Sampler::TraceIdRatioBased(ratio.unwrap_or(1.0)),
+        _ => Sampler::AlwaysOn,
+    };
+    if parent_based {
+        Sampler::ParentBased(Box::new(root))
+    } else {
+        root
+    }
 }
 
 /// The first of these variables that is set; an empty one counts as unset, as the specification

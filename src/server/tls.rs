@@ -5,9 +5,12 @@
 //! client's certificate is checked for each connection.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,13 +21,19 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
-use tokio::{net::TcpStream, sync::watch, task, time};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    task,
+    time::{self, Instant},
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::{StartError, config::Config};
+use crate::meter::{Page, Tell};
 
 const CERT: &str = "GATEKEY_TLS_CERT_FILE";
 const KEY: &str = "GATEKEY_TLS_KEY_FILE";
@@ -40,6 +49,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Tls {
     current: watch::Receiver<Arc<ServerConfig>>,
+    handshakes: Arc<Handshakes>,
     /// Ends the watch with the last of these.
     _watching: Arc<AbortOnDropHandle<()>>,
 }
@@ -61,6 +71,7 @@ impl Tls {
         let watching = task::spawn(follow(files, content.digest(), sender));
         Ok(Some(Self {
             current,
+            handshakes: Arc::default(),
             _watching: Arc::new(AbortOnDropHandle::new(watching)),
         }))
     }
@@ -69,10 +80,55 @@ impl Tls {
     ///
     /// # Errors
     /// When the two do not come together: also when the client's certificate is expired, or of
-    /// a CA that is not known.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
+    /// a CA that is not known, or when it takes longer than `until` then.
+    pub async fn accept(
+        &self,
+        stream: TcpStream,
+        until: Instant,
+    ) -> io::Result<server::TlsStream<TcpStream>> {
         let config = Arc::clone(&self.current.borrow());
-        TlsAcceptor::from(config).accept(stream).await
+        let greeted = time::timeout_at(until, TlsAcceptor::from(config).accept(stream)).await;
+        let (count, greeted) = match greeted {
+            Ok(Ok(stream)) => (&self.handshakes.ok, Ok(stream)),
+            Ok(Err(error)) => (&self.handshakes.failed, Err(error)),
+            Err(_) => (
+                &self.handshakes.timeout,
+                Err(io::ErrorKind::TimedOut.into()),
+            ),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        greeted
+    }
+
+    /// How the greetings went.
+    pub fn handshakes(&self) -> Arc<Handshakes> {
+        Arc::clone(&self.handshakes)
+    }
+}
+
+/// The handshakes that have ended, counted.
+#[derive(Default)]
+pub struct Handshakes {
+    ok: AtomicU64,
+    failed: AtomicU64,
+    timeout: AtomicU64,
+}
+
+impl Tell for Handshakes {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let counts = [
+            ("ok", &self.ok),
+            ("failed", &self.failed),
+            ("timeout", &self.timeout),
+        ];
+        let count = |(result, count): (_, &AtomicU64)| {
+            ([("result", result)], count.load(Ordering::Relaxed))
+        };
+        page.counters(
+            "gatekey_tls_handshakes_total",
+            "TLS handshakes that have ended, by how",
+            counts.map(count),
+        )
     }
 }
 

@@ -27,7 +27,7 @@ use tracing::warn;
 use super::{
     ACCEPT_AGAIN,
     connection::{self, Term},
-    tls::Tls,
+    tls::{Handshakes, Tls},
 };
 use crate::{
     grpc::{House, Peer},
@@ -48,6 +48,8 @@ pub struct Connections {
     open: Vec<Arc<AtomicUsize>>,
     accepted: AtomicU64,
     refused: AtomicU64,
+    /// None are made in plaintext.
+    handshakes: Arc<Handshakes>,
 }
 
 impl Connections {
@@ -73,7 +75,8 @@ impl Tell for Connections {
             "gatekey_connections_refused_total",
             "Connections that were closed at once, or not accepted, for there were too many",
             self.refused.load(Ordering::Relaxed),
-        )
+        )?;
+        self.handshakes.tell(page)
     }
 }
 
@@ -126,6 +129,7 @@ impl Workers {
             open: open.map(|worker| Arc::clone(&worker.connections)).collect(),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            handshakes: tls.map(Tls::handshakes).unwrap_or_default(),
         };
         Ok(Self {
             threads,

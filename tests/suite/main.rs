@@ -28,6 +28,7 @@ mod program;
 mod promise;
 mod proto;
 mod readme;
+mod rolling;
 mod secrecy;
 mod shedding;
 mod start;

@@ -23,6 +23,7 @@ use tokio::{
 use tonic::{Code, transport::ClientTlsConfig};
 
 use crate::{
+    metrics,
     program::Program,
     support::{
         Authority, Client, Database, Gatekey,
@@ -353,7 +354,9 @@ async fn replaced_files_are_for_new_connections_and_no_call_fails_meanwhile() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_greet_in_time_is_let_go_and_holds_nobody_up() {
     let authority = Authority::new("ours");
-    let server = Gatekey::sqlite().encrypted(&authority).start().await;
+    let setup = Gatekey::sqlite().encrypted(&authority);
+    let setup = setup.env("GATEKEY_METRICS_LISTEN", "127.0.0.1:0");
+    let server = setup.start().await;
     // The beginning of a TLS record of 512 bytes; a greeting in plaintext ends at once.
     let half: &[u8] = b"\x16\x03\x01\x02\x00\x01";
     let mut silent = JoinSet::new();
@@ -377,6 +380,16 @@ async fn who_does_not_greet_in_time_is_let_go_and_holds_nobody_up() {
     for ended in silent.join_all().await {
         ended.expect("the server closes it");
     }
+    let page = metrics::page(&server);
+    let ended = ["ok", "failed", "timeout"].map(|result| {
+        let name = format!("gatekey_tls_handshakes_total{{result=\"{result}\"}}");
+        metrics::count(&page, &name)
+    });
+    assert_eq!(
+        ended,
+        [1, 50, 100],
+        "the admin's, plaintext, and the silent"
+    );
     assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
 }
 

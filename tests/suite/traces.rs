@@ -30,7 +30,7 @@ async fn a_call_that_began_in_a_client_arrives_at_a_real_collector_with_its_pare
         .start()
         .await;
 
-    let created = create_key(&gatekey).await;
+    let created = create_key(&gatekey, true).await;
     let key_id = created.key.expect("a key").key_id;
 
     let mut events = EventServiceClient::connect(format!("http://{}", gatekey.addr()))
@@ -77,12 +77,28 @@ async fn a_collector_that_is_away_fails_neither_the_start_nor_a_call() {
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", nobody)
         .start()
         .await;
-    assert!(create_key(&gatekey).await.key.is_some());
+    assert!(create_key(&gatekey, true).await.key.is_some());
     gatekey.stop().await;
 }
 
-/// Creates a key as the admin, inside a trace that began elsewhere.
-async fn create_key(gatekey: &Gatekey) -> CreateKeyResponse {
+#[tokio::test]
+async fn the_sampler_that_is_set_decides() {
+    let mut collector = Collector::start().await;
+    let gatekey = Gatekey::sqlite()
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint())
+        .env("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+        .start()
+        .await;
+    // Spans are sent in this order.
+    create_key(&gatekey, false).await;
+    create_key(&gatekey, true).await;
+    gatekey.stop().await;
+    let first = collector.span("gatekey.v1.KeyService/CreateKey").await;
+    assert_eq!(field(&first, "Trace ID"), TRACE);
+}
+
+/// Creates a key as the admin, inside a trace that began elsewhere or in none.
+async fn create_key(gatekey: &Gatekey, traced: bool) -> CreateKeyResponse {
     let mut request = as_admin(
         gatekey,
         CreateKeyRequest {
@@ -93,10 +109,12 @@ async fn create_key(gatekey: &Gatekey) -> CreateKeyResponse {
             ..CreateKeyRequest::default()
         },
     );
-    let traceparent = format!("00-{TRACE}-{PARENT}-01");
-    request
-        .metadata_mut()
-        .insert("traceparent", traceparent.parse().unwrap());
+    if traced {
+        let traceparent = format!("00-{TRACE}-{PARENT}-01");
+        request
+            .metadata_mut()
+            .insert("traceparent", traceparent.parse().unwrap());
+    }
     let mut keys = KeyServiceClient::connect(format!("http://{}", gatekey.addr()))
         .await
         .unwrap();

@@ -385,6 +385,8 @@ fn a_secret_with_the_databases_url_is_all_that_is_needed() {
     let rolling =
         json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
     assert_eq!(deployment["strategy"], rolling);
+    // As long as gRPC's clients may go without asking DNS again.
+    assert_eq!(deployment["minReadySeconds"], 30);
 
     let url = json!({"secretKeyRef": {"name": "db", "key": "url"}});
     let migrate = &release.pod()["spec"]["initContainers"][0];
@@ -428,6 +430,7 @@ fn sqlite_is_one_replica_with_a_volume_that_is_gone_before_the_next_comes() {
     let deployment = &release.the("Deployment")["spec"];
     assert_eq!(deployment["replicas"], 1);
     assert_eq!(deployment["strategy"], json!({"type": "Recreate"}));
+    assert_eq!(deployment["minReadySeconds"], Json::Null);
     assert_eq!(release.all("PodDisruptionBudget").len(), 0);
     let claim = release.the("PersistentVolumeClaim");
     let kept = &claim["metadata"]["annotations"]["helm.sh/resource-policy"];

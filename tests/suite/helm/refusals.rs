@@ -163,6 +163,7 @@ fn a_value_of_the_wrong_type_or_name_is_refused_with_its_place() {
             "does not match pattern",
         ),
         ("preStopSeconds", json!(0), "minimum: got 0, want 1"),
+        ("minReadySeconds", json!(600), "maximum: got 600, want 599"),
         ("extraEnv", json!({"A": "b"}), "got object, want array"),
         ("podAnnotations", json!({"a": 1}), "got number, want string"),
     ];

@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use gatekey::grpc::proto::{GetTenantRequest, Reason, WatchEventsRequest};
 use rustix::process::Signal;
-use tokio::time;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time,
+};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
@@ -113,6 +117,23 @@ async fn a_connection_without_calls_does_not_hold_up_the_stop() {
     server.stop().await;
     let took = began.elapsed();
     assert!(took < SOON, "it took {took:?} to end");
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_does_not_hold_up_the_stop() {
+    let server = Gatekey::sqlite().start().await;
+    let mut silent = TcpStream::connect(server.addr()).await.expect("it listens");
+    // The preface, and settings that change none; nobody will answer a ping.
+    let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    silent.write_all(greeting).await.expect("it takes bytes");
+    let mut settings = [0; 9];
+    silent
+        .read_exact(&mut settings)
+        .await
+        .expect("it is served");
+    let stopped = server.stop().await;
+    let logs = stopped.logs();
+    assert!(!logs.contains("did not finish in time"), "{logs}");
 }
 
 #[tokio::test]

@@ -88,7 +88,8 @@ impl Client {
         Self::over(channel, Some(credential))
     }
 
-    fn over(channel: Channel, credential: Option<&str>) -> Self {
+    /// A caller over this channel, with this credential or with none.
+    pub fn over(channel: Channel, credential: Option<&str>) -> Self {
         let value = credential.map(|credential| {
             let value = format!("Bearer {credential}").parse();
             value.expect("a credential is ASCII")

@@ -9,6 +9,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod names;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;

@@ -96,12 +96,23 @@ impl Prometheus {
 
     /// What a query finds, once it finds something.
     pub fn query(&self, query: &str) -> Json {
+        self.find(query, |found| !found.is_empty())
+    }
+
+    /// Waits until a query finds a number of at least this much.
+    pub fn number(&self, query: &str, least: f64) {
+        self.find(query, |found| {
+            let values = found.iter().filter_map(|it| it["value"][1].as_str());
+            let mut numbers = values.filter_map(|it| it.parse::<f64>().ok());
+            numbers.any(|number| number.is_finite() && number >= least)
+        });
+    }
+
+    fn find(&self, query: &str, suits: impl Fn(&[Json]) -> bool) -> Json {
         let escaped: Vec<_> = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let escaped = escaped.concat();
-        let found = self.wait_for(&format!("/api/v1/query?query={escaped}"), |data| {
-            data["result"]
-                .as_array()
-                .is_some_and(|found| !found.is_empty())
+        let path = format!("/api/v1/query?query={}", escaped.concat());
+        let found = self.wait_for(&path, |data| {
+            data["result"].as_array().is_some_and(|found| suits(found))
         });
         found["result"].clone()
     }
