@@ -13,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{self, Instant},
+    time::{self, Instant, Sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -44,6 +44,8 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that says nothing for this long when everything stops, not even to a ping, is gone.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a connection that has ended in order is kept for what the client has still to say.
+const LINGER: Duration = Duration::from_secs(1);
 /// The most that a call's headers may have, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 /// By how much the ages of connections differ from what is set, so that clients that came together
@@ -192,6 +194,8 @@ struct Greeted<T> {
     stream: T,
     /// Set when the client says anything.
     heard: Arc<AtomicBool>,
+    /// Until when the client's own end of the connection is waited for, once this one has ended.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T: AsyncRead + Unpin> Greeted<T> {
@@ -203,6 +207,7 @@ impl<T: AsyncRead + Unpin> Greeted<T> {
             read: 0,
             stream,
             heard: Arc::default(),
+            linger: None,
         })
     }
 }
@@ -228,7 +233,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Greeted<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Greeted<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Greeted<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -253,7 +258,26 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Greeted<T> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Ends this side, and reads on until the client has ended its own: closed before, with something
+    /// unread, a connection is reset, and the client's calls with it that it was told to make again.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        let linger = this
+            .linger
+            .get_or_insert_with(|| Box::pin(time::sleep(LINGER)));
+        if linger.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut unread = [0; 1024];
+        loop {
+            let mut to = ReadBuf::new(&mut unread);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut to));
+            if read.is_err() || to.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }

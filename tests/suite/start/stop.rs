@@ -122,18 +122,37 @@ async fn a_connection_without_calls_does_not_hold_up_the_stop() {
 #[tokio::test]
 async fn a_client_that_says_nothing_does_not_hold_up_the_stop() {
     let server = Gatekey::sqlite().start().await;
-    let mut silent = TcpStream::connect(server.addr()).await.expect("it listens");
-    // The preface, and settings that change none; nobody will answer a ping.
-    let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    silent.write_all(greeting).await.expect("it takes bytes");
-    let mut settings = [0; 9];
-    silent
-        .read_exact(&mut settings)
-        .await
-        .expect("it is served");
+    let mut silent = greeted(&server).await;
+    next_frame(&mut silent).await.expect("it is served");
     let stopped = server.stop().await;
     let logs = stopped.logs();
     assert!(!logs.contains("did not finish in time"), "{logs}");
+}
+
+#[tokio::test]
+async fn what_a_client_still_says_at_the_end_does_not_reset_its_connection() {
+    let server = Gatekey::sqlite().start().await;
+    let mut client = greeted(&server).await;
+    next_frame(&mut client).await.expect("it is served");
+    server.signal(Signal::TERM);
+    let mut farewell = false;
+    while let Some((kind, flags, payload)) = next_frame(&mut client).await {
+        farewell |= kind == GOAWAY;
+        if kind == PING && flags & ACK == 0 {
+            client
+                .write_all(&ping(ACK, &payload))
+                .await
+                .expect("it listens");
+        }
+    }
+    assert!(farewell, "the client is told to go");
+    // The first one would find a closed connection, and the second one that it is reset.
+    for _ in 0..2 {
+        let said = client.write_all(&ping(0, &[0; 8])).await;
+        said.expect("it is not cut off");
+    }
+    drop(client);
+    server.stop().await;
 }
 
 #[tokio::test]
@@ -192,4 +211,30 @@ async fn ask_something(admin: &Client) {
         .get_tenant(request)
         .await
         .expect("a tenant");
+}
+
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const ACK: u8 = 1;
+
+/// A client of HTTP/2 that says no more than it must: the preface, and settings that change none.
+async fn greeted(server: &Gatekey) -> TcpStream {
+    let mut client = TcpStream::connect(server.addr()).await.expect("it listens");
+    let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    client.write_all(greeting).await.expect("it takes bytes");
+    client
+}
+
+/// The next frame's kind, flags and payload, until the server ends its side.
+async fn next_frame(client: &mut TcpStream) -> Option<(u8, u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    client.read_exact(&mut head).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    client.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], payload))
+}
+
+fn ping(flags: u8, payload: &[u8]) -> Vec<u8> {
+    [&[0, 0, 8, PING, flags, 0, 0, 0, 0], payload].concat()
 }
