@@ -26,12 +26,8 @@ use tokio::{
     time::{self, Instant, Sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
-use super::{
-    config::Config,
-    tls::{self, Tls},
-};
+use super::config::Config;
 
 /// How long a new connection may take to say that it speaks HTTP/2, the handshake of TLS among it.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
@@ -61,63 +57,6 @@ pub struct Term {
     pub stop: CancellationToken,
 }
 
-/// Serves a plaintext connection to its end.
-///
-/// # Errors
-/// When the connection breaks, or its client does not speak HTTP/2.
-pub async fn plain<S, B>(stream: TcpStream, service: S, term: &Term) -> io::Result<()>
-where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<Box<dyn Error + Send + Sync>>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    stream.set_nodelay(true)?;
-    let until = Instant::now() + GREETING_PATIENCE;
-    match term.in_time(Greeted::by(stream), until).await? {
-        Some(stream) => converse(stream, service, term).await,
-        None => Ok(()),
-    }
-}
-
-/// Serves a connection with TLS to its end. `service` is made for the name that the client's
-/// certificate gives it, if it has one.
-///
-/// # Errors
-/// As [`plain`], and when the handshake fails.
-pub async fn encrypted<S, B>(
-    stream: TcpStream,
-    tls: &Tls,
-    service: impl FnOnce(Option<String>) -> S,
-    term: &Term,
-) -> io::Result<()>
-where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<Box<dyn Error + Send + Sync>>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    stream.set_nodelay(true)?;
-    let until = Instant::now() + GREETING_PATIENCE;
-    let greeting = async {
-        let stream = tls.accept(stream, until).await;
-        let stream = stream.inspect_err(|error| debug!(%error, "a TLS handshake failed"))?;
-        Greeted::by(stream).await
-    };
-    // Apart, for a handshake has much to carry, and a connection may last.
-    match term.in_time(Box::pin(greeting), until).await? {
-        Some(stream) => {
-            let service = service(tls::name(&stream.stream));
-            converse(stream, service, term).await
-        }
-        None => Ok(()),
-    }
-}
-
 impl Term {
     /// As the settings say, until `stop`.
     pub fn new(config: &Config, stop: &CancellationToken) -> Self {
@@ -142,9 +81,19 @@ impl Term {
     }
 }
 
-/// Serves calls until the client goes, the connection is old, or everything stops; then finishes
-/// those in flight.
-async fn converse<T, S, B>(stream: Greeted<T>, service: S, term: &Term) -> io::Result<()>
+/// Serves a connection to its end. `secure` makes of it, until then, what is read and written;
+/// `service` is made for that.
+///
+/// It ends when the client goes, it is old, or everything stops; calls in flight are finished.
+///
+/// # Errors
+/// When the connection breaks, its client does not speak HTTP/2, or `secure` fails.
+pub async fn serve<T, S, B>(
+    stream: TcpStream,
+    secure: impl AsyncFnOnce(TcpStream, Instant) -> io::Result<T>,
+    service: impl FnOnce(&T) -> S,
+    term: &Term,
+) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>>,
@@ -154,6 +103,14 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    stream.set_nodelay(true)?;
+    let until = Instant::now() + GREETING_PATIENCE;
+    let greeting = async { Greeted::by(secure(stream, until).await?).await };
+    // Apart, for a handshake has much to carry, and a connection may last.
+    let Some(stream) = term.in_time(Box::pin(greeting), until).await? else {
+        return Ok(());
+    };
+    let service = service(&stream.stream);
     let heard = Arc::clone(&stream.heard);
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())

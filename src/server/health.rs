@@ -119,7 +119,10 @@ pub fn answer(port: TcpListener, health: Routes, term: Term) -> AbortOnDropHandl
                     Ok((stream, _)) if open.len() < PROBES_MAX => {
                         let service = TowerToHyperService::new(health.clone());
                         let term = term.clone();
-                        open.spawn(async move { connection::plain(stream, service, &term).await });
+                        let plain = async |stream, _| Ok(stream);
+                        open.spawn(async move {
+                            connection::serve(stream, plain, |_| service, &term).await
+                        });
                     }
                     Ok(_) => {}
                     Err(error) => {

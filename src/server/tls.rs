@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::{StartError, config::Config};
@@ -90,7 +90,10 @@ impl Tls {
         let greeted = time::timeout_at(until, TlsAcceptor::from(config).accept(stream)).await;
         let (count, greeted) = match greeted {
             Ok(Ok(stream)) => (&self.handshakes.ok, Ok(stream)),
-            Ok(Err(error)) => (&self.handshakes.failed, Err(error)),
+            Ok(Err(error)) => {
+                debug!(%error, "a TLS handshake failed");
+                (&self.handshakes.failed, Err(error))
+            }
             Err(_) => (
                 &self.handshakes.timeout,
                 Err(io::ErrorKind::TimedOut.into()),

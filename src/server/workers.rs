@@ -27,7 +27,7 @@ use tracing::warn;
 use super::{
     ACCEPT_AGAIN,
     connection::{self, Term},
-    tls::{Handshakes, Tls},
+    tls::{self, Handshakes, Tls},
 };
 use crate::{
     grpc::{House, Peer},
@@ -217,8 +217,15 @@ impl Serving {
             TowerToHyperService::new(self.house.front(Peer::new(peer.ip(), name)))
         };
         match &self.tls {
-            None => connection::plain(stream, front(None), &self.term).await,
-            Some(tls) => connection::encrypted(stream, tls, front, &self.term).await,
+            None => {
+                let plain = async |stream, _| Ok(stream);
+                connection::serve(stream, plain, |_| front(None), &self.term).await
+            }
+            Some(tls) => {
+                let named = |stream: &_| front(tls::name(stream));
+                let secure = async |stream, until| tls.accept(stream, until).await;
+                connection::serve(stream, secure, named, &self.term).await
+            }
         }
     }
 }
