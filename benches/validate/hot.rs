@@ -53,7 +53,13 @@ impl Target {
 }
 
 pub async fn measure(report: &mut Report) {
-    let server = stored::empty(Engine::Sqlite).await.start().await;
+    // As in service: metrics are there to be read, and calls could have traces, but none of these has.
+    let setup = stored::empty(Engine::Sqlite)
+        .await
+        .env("GATEKEY_METRICS_LISTEN", "127.0.0.1:0")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+        .env("OTEL_TRACES_SAMPLER", "parentbased_always_off");
+    let server = setup.start().await;
     let admin = server.admin().await;
     let (_, bearer) = admin.issue("system", &["*:keys:validate"]).await;
     let asked = CreateKeyRequest {

@@ -39,9 +39,9 @@ const STREAMS_MAX: u32 = 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that says nothing for this long when everything stops, not even to a ping, is gone.
-const FAREWELL_PATIENCE: Duration = Duration::from_secs(3);
+const FAREWELL_PATIENCE: Duration = PING_TIMEOUT;
 /// How long a connection that has ended in order is kept for what the client has still to say.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(3);
 /// The most that a call's headers may have, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 /// By how much the ages of connections differ from what is set, so that clients that came together

@@ -290,12 +290,12 @@ impl<S: Store> Store for Measured<S> {
     }
 
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
-        let work = self.store.record_pepper_checks(choose);
+        let work = in_time(self.store.record_pepper_checks(choose));
         self.calls.run(Call::Pepper, work).await
     }
 
     async fn forget_pepper_checks(&self) -> Result<(), StoreError> {
-        let work = self.store.forget_pepper_checks();
+        let work = in_time(self.store.forget_pepper_checks());
         self.calls.run(Call::Pepper, work).await
     }
 
@@ -306,12 +306,14 @@ impl<S: Store> Store for Measured<S> {
     }
 
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
-        let work = self.store.replace_mac(id, mac);
+        let work = in_time(self.store.replace_mac(id, mac));
         self.calls.run(Call::Pepper, work).await
     }
 
     async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError> {
-        self.calls.run(Call::Usage, self.store.add_uses(uses)).await
+        self.calls
+            .run(Call::Usage, in_time(self.store.add_uses(uses)))
+            .await
     }
 
     async fn close(&self) {

@@ -31,7 +31,8 @@ const POSITION: &str = "strpos";
 /// Reads have connections of their own, so that mutations, which wait for each other, cannot keep a
 /// Validate from the store.
 const READERS: u32 = 16;
-/// How many of them loads of keys keep to themselves.
+/// How many of them loads of keys have at most, and how many they keep when there is nothing to load.
+const LOADS: usize = 12;
 const LOADERS: usize = 8;
 const WRITERS: u32 = 4;
 /// For what replicas know of each other; one of these listens.
@@ -67,7 +68,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         writer,
         pulse,
         hints: Hints::default(),
-        loads_at_once: READERS as usize,
+        loads_at_once: LOADS,
         lock: None,
     })))
 }

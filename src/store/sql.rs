@@ -139,8 +139,8 @@ impl Store for SqlStore {
         let row = query(text::LOAD)
             .bind(id.as_bare())
             .fetch_one(&mut *lent.connection)
-            .await?;
-        self.loaders.keep(lent);
+            .await;
+        let row = self.loaders.settle(lent, row)?;
         let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
             let grant = Grant {
                 key: row::key(&row)?,
@@ -158,11 +158,13 @@ impl Store for SqlStore {
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
+        let mut lent = self.loaders.take().await?;
         let row = query(text::LOAD_OWNER)
             .bind(tenant)
             .bind(owner)
-            .fetch_one(&self.reader)
-            .await?;
+            .fetch_one(&mut *lent.connection)
+            .await;
+        let row = self.loaders.settle(lent, row)?;
         Ok(LoadedOwner {
             head: row.try_get("head")?,
             owner: row::owner_if_any(&row)?,
@@ -194,8 +196,8 @@ impl Store for SqlStore {
         .bind(WarmPage::KEY_END)
         .bind(asked.places.start)
         .fetch_one(&mut *lent.connection)
-        .await?;
-        self.loaders.keep(lent);
+        .await;
+        let row = self.loaders.settle(lent, row)?;
         Ok(WarmPage {
             head: row.try_get("head")?,
             last: row.try_get("last")?,
@@ -393,9 +395,8 @@ impl Store for SqlStore {
     }
 
     async fn close(&self) {
-        let reader = self.reader.close();
-        self.loaders.give_back();
-        reader.await;
+        // They are the readers', too.
+        self.loaders.close().await;
         self.writer.close().await;
         self.hints.close().await;
         self.pulse.close().await;

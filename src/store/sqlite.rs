@@ -36,7 +36,7 @@ const WARM: [&str; 3] = text::WARM_SQLITE;
 const POSITION: &str = "instr";
 
 const READERS: u32 = 4;
-/// How many of them loads of keys keep to themselves.
+/// How many of them loads of keys keep when there is nothing to load.
 const LOADERS: usize = 2;
 /// How long a statement waits for a connection or a lock.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,7 +81,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .connect_lazy_with(reader.clone());
     // A read is a core's work here: one is left to those whom memory answers.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let loads_at_once = cores.saturating_sub(1).clamp(1, READERS as usize);
+    let loads_at_once = cores.saturating_sub(1).clamp(1, READERS as usize - 1);
     let reader = pool.max_connections(READERS).connect_with(reader).await?;
     Ok(Arc::new(Measured::new(sql::SqlStore {
         loaders: Loaders::new(reader.clone(), LOADERS),

@@ -16,7 +16,11 @@ mod traffic;
 use std::{collections::HashSet, env, sync::Arc, time::Duration};
 
 use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::{sync::Mutex, task::JoinSet, time::sleep};
+use tokio::{
+    sync::Mutex,
+    task::{JoinSet, block_in_place},
+    time::sleep,
+};
 use tonic::Code;
 
 use self::{
@@ -93,7 +97,8 @@ async fn run(traffic: &Arc<Traffic>, time: Duration, seed: u64) {
         let now = traffic.fleet.now();
         let broken = tasks.try_join_next();
         assert!(broken.is_none(), "a task ended early: {broken:?}");
-        if now > time && (now > time * PATIENCE || missing(&traffic.history()).is_empty()) {
+        let whole = || block_in_place(|| missing(&traffic.history()).is_empty());
+        if now > time && (now > time * PATIENCE || whole()) {
             break;
         }
     }

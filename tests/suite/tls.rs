@@ -380,11 +380,19 @@ async fn who_does_not_greet_in_time_is_let_go_and_holds_nobody_up() {
     for ended in silent.join_all().await {
         ended.expect("the server closes it");
     }
-    let page = metrics::page(&server);
-    let ended = ["ok", "failed", "timeout"].map(|result| {
-        let name = format!("gatekey_tls_handshakes_total{{result=\"{result}\"}}");
-        metrics::count(&page, &name)
-    });
+    let counts = || {
+        let page = metrics::page(&server);
+        ["ok", "failed", "timeout"].map(|result| {
+            let name = format!("gatekey_tls_handshakes_total{{result=\"{result}\"}}");
+            metrics::count(&page, &name)
+        })
+    };
+    let mut ended = counts();
+    while ended.iter().sum::<u64>() < 151 {
+        // The last one is counted just after it was closed.
+        time::sleep(Duration::from_millis(10)).await;
+        ended = counts();
+    }
     assert_eq!(
         ended,
         [1, 50, 100],

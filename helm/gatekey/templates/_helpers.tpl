@@ -60,7 +60,7 @@ app.kubernetes.io/component: test
 
 {{- define "gatekey.gracePeriod" -}}
 {{- if kindIs "invalid" .Values.terminationGracePeriodSeconds -}}
-{{ add (int64 .Values.preStopSeconds) (int64 .Values.config.drainSeconds) 10 }}
+{{ add (int64 .Values.preStopSeconds) (int64 .Values.config.drainSeconds) 15 }}
 {{- else -}}
 {{ int64 .Values.terminationGracePeriodSeconds }}
 {{- end }}

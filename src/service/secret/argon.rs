@@ -6,15 +6,20 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use opentelemetry::trace::SpanKind;
 use password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use rand::RngExt as _;
+use rustix::{
+    process::nice,
+    time::{ClockId, clock_gettime},
+};
 use subtle::ConstantTimeEq as _;
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
@@ -41,9 +46,13 @@ const MEMORY_KIB_MAX: u32 = 64 * 1024;
 const PASSES_MAX: u32 = 8;
 const LANES_MAX: u32 = 4;
 
-/// Hashing runs where nobody else wants a core, and leaves it at once to one who does: by niceness
-/// alone it would keep it for a whole time slice, which is longer than most Validates take.
-const BEHIND: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+/// By how much hashing stands behind everything else in the scheduler's eyes.
+const BEHIND: i32 = 10;
+/// Where there is room it leaves a core at once to one who wants it: by niceness alone it would keep
+/// it for a time slice, which is longer than most Validates take. Where there is none it would starve.
+const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+/// There is room while a hash takes no more than so many times what it computes.
+const ROOM: u32 = 3;
 
 /// How many may wait, for each core.
 const WAITING_EACH: usize = 128;
@@ -51,6 +60,8 @@ const WAITING_EACH: usize = 128;
 pub(super) struct Argon {
     gate: Gate,
     done: Arc<AtomicU64>,
+    /// Whether the last hash had a core when it wanted one.
+    room: Arc<AtomicBool>,
     /// Memory that is not in use; never more than may run at once.
     memory: Arc<Mutex<Vec<Vec<Block>>>>,
 }
@@ -61,6 +72,7 @@ impl Argon {
         Self {
             gate: Gate::new((cores - 1).max(1), cores * WAITING_EACH),
             done: Arc::default(),
+            room: Arc::default(),
             memory: Arc::default(),
         }
     }
@@ -117,6 +129,7 @@ impl Argon {
     ) -> Result<T, Busy> {
         let inside = self.gate.enter().await.map_err(|_| Busy)?;
         let (idle, done) = (Arc::clone(&self.memory), Arc::clone(&self.done));
+        let room = Arc::clone(&self.room);
         let (tell, told) = oneshot::channel();
         // A thread costs a thousandth of a hash, and has a priority of its own.
         let working = thread::Builder::new()
@@ -125,10 +138,11 @@ impl Argon {
                 // It goes with the work, which nobody can interrupt.
                 let _inside = inside;
                 // Who validates meanwhile goes first, where the system lets us say so.
-                let this = thread_native_id();
-                let _ = set_thread_priority_and_policy(this, ThreadPriority::Min, BEHIND);
+                step_back(room.load(Ordering::Relaxed));
                 let mut memory = lock(&idle).pop().unwrap_or_default();
+                let began = Instant::now();
                 let result = work(&mut memory);
+                room.store(began.elapsed() <= computed() * ROOM, Ordering::Relaxed);
                 done.fetch_add(1, Ordering::Relaxed);
                 lock(&idle).push(memory);
                 // Nobody may be waiting any more.
@@ -137,6 +151,21 @@ impl Argon {
         working.map_err(|_| Busy)?;
         told.await.map_err(|_| Busy)
     }
+}
+
+/// Puts this thread behind all others.
+fn step_back(room: bool) {
+    let this = thread_native_id();
+    let idle = room && set_thread_priority_and_policy(this, ThreadPriority::Min, IDLE).is_ok();
+    if !idle {
+        let _ = nice(BEHIND);
+    }
+}
+
+/// For how long this thread has had a core.
+fn computed() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.try_into().unwrap_or_default()
 }
 
 /// A PHC string that no text has but by a chance of 2^-256; checking it costs what others cost.
