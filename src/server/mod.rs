@@ -199,7 +199,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
-    // The stop. No new calls come once every balancer has seen this.
+    // The stop. New calls come until balancers have seen that it is not ready.
     info!(signal = asked, "stopping");
     take_leave(readiness, workers.accept(&ports.main, &stop)).await;
     drop(ports.main);

@@ -6,7 +6,9 @@
 use std::{fmt, fs::File, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{Database, Pool, QueryBuilder, Row as _, Transaction, query, query_scalar};
+use sqlx::{
+    Database, Pool, QueryBuilder, Row as _, Transaction, query, query::Query, query_scalar,
+};
 
 use super::{BEGIN, Db, Hints, POSITION, WARM};
 use crate::{
@@ -128,6 +130,18 @@ impl Replicas for SqlStore {
     }
 }
 
+impl SqlStore {
+    /// The one row of a load.
+    async fn load_row(
+        &self,
+        load: Query<'_, Db, <Db as Database>::Arguments>,
+    ) -> Result<Row, StoreError> {
+        let mut lent = self.loaders.take().await?;
+        let row = load.fetch_one(&mut *lent.connection).await;
+        Ok(self.loaders.settle(lent, row)?)
+    }
+}
+
 #[async_trait]
 impl Store for SqlStore {
     fn loads_at_once(&self) -> usize {
@@ -135,12 +149,7 @@ impl Store for SqlStore {
     }
 
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
-        let mut lent = self.loaders.take().await?;
-        let row = query(text::LOAD)
-            .bind(id.as_bare())
-            .fetch_one(&mut *lent.connection)
-            .await;
-        let row = self.loaders.settle(lent, row)?;
+        let row = self.load_row(query(text::LOAD).bind(id.as_bare())).await?;
         let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
             let grant = Grant {
                 key: row::key(&row)?,
@@ -158,13 +167,8 @@ impl Store for SqlStore {
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
-        let mut lent = self.loaders.take().await?;
-        let row = query(text::LOAD_OWNER)
-            .bind(tenant)
-            .bind(owner)
-            .fetch_one(&mut *lent.connection)
-            .await;
-        let row = self.loaders.settle(lent, row)?;
+        let load = query(text::LOAD_OWNER).bind(tenant).bind(owner);
+        let row = self.load_row(load).await?;
         Ok(LoadedOwner {
             head: row.try_get("head")?,
             owner: row::owner_if_any(&row)?,
@@ -182,8 +186,7 @@ impl Store for SqlStore {
 
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
         let [all, used, unused] = WARM;
-        let mut lent = self.loaders.take().await?;
-        let row = query(match asked.of {
+        let page = query(match asked.of {
             WarmSet::All => all,
             WarmSet::Used => used,
             WarmSet::Unused => unused,
@@ -194,10 +197,8 @@ impl Store for SqlStore {
         .bind(i64::from(asked.size))
         .bind(WarmPage::FIELD_END)
         .bind(WarmPage::KEY_END)
-        .bind(asked.places.start)
-        .fetch_one(&mut *lent.connection)
-        .await;
-        let row = self.loaders.settle(lent, row)?;
+        .bind(asked.places.start);
+        let row = self.load_row(page).await?;
         Ok(WarmPage {
             head: row.try_get("head")?,
             last: row.try_get("last")?,

@@ -74,7 +74,7 @@ app.kubernetes.io/component: test
 
 {{/*
 Memory in MiB: 128 for the process, its connections and its database pool (23 when idle); 320 bytes
-a key in memory; 19 MiB for each Argon2 that may run at once, one a core.
+a key in memory; 19 MiB for each Argon2 that may run at once, counted as one a core (it is one fewer).
 */}}
 {{- define "gatekey.memory" -}}
 {{- $keys := div (add (mul (int64 .Values.config.cacheKeys) 320) 1048575) 1048576 }}

@@ -1,7 +1,7 @@
 //! Argon2id on a bounded pool: its memory is a fixed number, and a flood cannot starve the rest.
 //!
-//! One fewer runs at once than there are cores, so that one is left to those who validate, each in 19 MiB that are used again; a bounded number
-//! wait; the next is told that the service is busy.
+//! One fewer runs at once than there are cores, so that one is left to those who validate, each in
+//! 19 MiB that are used again; a bounded number wait; the next is told that the service is busy.
 
 use std::{
     sync::{
