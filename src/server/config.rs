@@ -20,6 +20,7 @@ use clap::{
 use tracing::level_filters::LevelFilter;
 
 use super::telemetry::LogFormat;
+use crate::service::secret::HashCost;
 
 /// The value of `GATEKEY_PEPPER_FILE` that means none at all.
 pub const NO_PEPPER: &str = "none";
@@ -109,6 +110,11 @@ pub struct Config {
         global = true
     )]
     pub pepper_file: PathBuf,
+
+    /// The cost of hashing a new key's secret, which is random and needs no slow hash: the lowest,
+    /// m=1024,t=1,p=1, is safe for it
+    #[arg(long, env = "GATEKEY_ARGON2", default_value_t = HashCost::default(), value_name = "COST", global = true)]
+    pub argon2: HashCost,
 
     /// How many keys are held in memory
     #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
@@ -254,6 +260,7 @@ impl fmt::Debug for Config {
             .field("database_url", &self.shown_database_url())
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
+            .field("argon2", &self.argon2)
             .field("cache_keys", &self.cache_keys)
             .field("warm_keys", &self.warm_keys)
             .field("lease", &self.lease)

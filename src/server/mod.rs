@@ -126,7 +126,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let ports = Ports::bind(config).await?;
 
-    let (secrets, clock) = (Arc::new(Secrets::new(peppers)), Arc::new(SystemClock));
+    let (secrets, clock) = (
+        Arc::new(Secrets::new(peppers, config.argon2)),
+        Arc::new(SystemClock),
+    );
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
     let replica = Arc::new(Replica::new(
         Arc::clone(&store),

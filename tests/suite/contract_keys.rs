@@ -98,6 +98,12 @@ pub fn sealed(text: &str) -> String {
     text.chars().chain(digits).collect()
 }
 
+/// Returns the text with another last character.
+pub fn with_other_end(text: &str) -> String {
+    let (start, end) = text.split_at(text.len() - 1);
+    format!("{start}{}", if end == "x" { 'y' } else { 'x' })
+}
+
 /// A request in which everything is as large as it may be.
 fn at_every_limit() -> CreateKeyRequest {
     let longest = [&*"s".repeat(64); 8].join(":");

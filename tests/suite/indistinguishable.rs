@@ -20,7 +20,7 @@ use gatekey::{
         fault::Faults,
         keyring::{Issued, Keyring, NewKey},
         repepper::Repepper,
-        secret::{Peppers, Secrets, Work},
+        secret::{HashCost, Peppers, Secrets, Work},
         validator::{Decision, Question, Validator},
     },
     store::{self, Store},
@@ -225,7 +225,7 @@ struct House {
 impl House {
     async fn open(url: &str, peppers: Peppers) -> Self {
         let store = store::open(url).await.expect("the store opens");
-        let secrets = Arc::new(Secrets::new(peppers));
+        let secrets = Arc::new(Secrets::new(peppers, HashCost::default()));
         let clock = Arc::new(SystemClock);
         let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
         let cache = Arc::new(Cache::new(100, Faults::NONE));

@@ -35,7 +35,7 @@ use gatekey::{
         keyring::{KeyPatch, Keyring},
         repepper::Repepper,
         replica::Replica,
-        secret::{Peppers, Secrets},
+        secret::{HashCost, Peppers, Secrets},
         validator::{Decision, Question, Validator},
     },
 };
@@ -81,7 +81,7 @@ static KNOWN: LazyLock<Known> = LazyLock::new(|| {
         plaintexts.push(plaintext.expose().to_owned());
     }
     Known {
-        secrets: Arc::new(Secrets::new(peppers)),
+        secrets: Arc::new(Secrets::new(peppers, HashCost::default())),
         keys,
         plaintexts,
     }

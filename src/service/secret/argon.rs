@@ -1,9 +1,12 @@
 //! Argon2id on a bounded pool: its memory is a fixed number, and a flood cannot starve the rest.
 //!
 //! One fewer runs at once than there are cores, so that one is left to those who validate, each in
-//! 19 MiB that are used again; a bounded number wait; the next is told that the service is busy.
+//! memory that is used again; a bounded number wait; the next is told that the service is busy.
 
 use std::{
+    fmt,
+    ops::RangeInclusive,
+    str::FromStr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,6 +24,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 use subtle::ConstantTimeEq as _;
+use thiserror::Error;
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
     set_thread_priority_and_policy, thread_native_id,
@@ -34,14 +38,12 @@ use crate::{
     service::gate::{Crowd, Gate},
 };
 
-/// OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
-const MEMORY_KIB: u32 = 19 * 1024;
-const PASSES: u32 = 2;
-const LANES: u32 = 1;
+/// The least that hashing may cost.
+const MEMORY_KIB_MIN: u32 = 1024;
 
 const SALT_LENGTH: usize = Salt::RECOMMENDED_LENGTH;
 
-/// The most that a stored PHC string may ask for: imported rows bring their own parameters.
+/// The most that hashing may cost; imported rows bring their own parameters.
 const MEMORY_KIB_MAX: u32 = 64 * 1024;
 const PASSES_MAX: u32 = 8;
 const LANES_MAX: u32 = 4;
@@ -57,7 +59,75 @@ const ROOM: u32 = 3;
 /// How many may wait, for each core.
 const WAITING_EACH: usize = 128;
 
+/// The cost of an Argon2id hash. As text: `m=<KiB>,t=<passes>,p=<lanes>`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HashCost {
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+}
+
+/// OWASP's first choice for Argon2id: 19 MiB, two passes, one lane.
+impl Default for HashCost {
+    fn default() -> Self {
+        Self {
+            memory_kib: 19 * 1024,
+            passes: 2,
+            lanes: 1,
+        }
+    }
+}
+
+/// A text that is no [`HashCost`], or one outside the bounds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error(
+    "must be m=<KiB>,t=<passes>,p=<lanes>, such as m=19456,t=2,p=1, \
+     with m from 1024 to 65536, t from 1 to 8 and p from 1 to 4"
+)]
+pub struct InvalidHashCost;
+
+impl FromStr for HashCost {
+    type Err = InvalidHashCost;
+
+    fn from_str(text: &str) -> Result<Self, InvalidHashCost> {
+        let mut values = text.split(',');
+        let mut value = |name: &str, bounds: RangeInclusive<u32>| {
+            let digits = values.next()?.strip_prefix(name)?.strip_prefix('=')?;
+            let value = digits.parse().ok()?;
+            bounds.contains(&value).then_some(value)
+        };
+        let cost = (|| {
+            Some(Self {
+                memory_kib: value("m", MEMORY_KIB_MIN..=MEMORY_KIB_MAX)?,
+                passes: value("t", 1..=PASSES_MAX)?,
+                lanes: value("p", 1..=LANES_MAX)?,
+            })
+        })();
+        cost.filter(|_| values.next().is_none())
+            .ok_or(InvalidHashCost)
+    }
+}
+
+impl fmt::Display for HashCost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            memory_kib,
+            passes,
+            lanes,
+        } = self;
+        write!(f, "m={memory_kib},t={passes},p={lanes}")
+    }
+}
+
+impl HashCost {
+    fn params(self) -> Params {
+        Params::new(self.memory_kib, self.passes, self.lanes, None)
+            .expect("the bounds of a cost are within Argon2's")
+    }
+}
+
 pub(super) struct Argon {
+    cost: HashCost,
     gate: Gate,
     done: Arc<AtomicU64>,
     /// Whether the last hash had a core when it wanted one.
@@ -67,9 +137,10 @@ pub(super) struct Argon {
 }
 
 impl Argon {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(cost: HashCost) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
+            cost,
             gate: Gate::new((cores - 1).max(1), cores * WAITING_EACH),
             done: Arc::default(),
             room: Arc::default(),
@@ -90,16 +161,17 @@ impl Argon {
     /// The PHC string of a text, with a salt of its own.
     pub(super) async fn hash(&self, text: &str) -> Result<String, Busy> {
         let text = Zeroizing::new(text.to_owned());
+        let params = self.cost.params();
         self.run(move |memory| {
             let salt = Salt::new(&rand::rng().random::<[u8; SALT_LENGTH]>())
                 .expect("a salt of the recommended length is valid");
-            let output = digest(&argon(default_params()), &text, &salt, memory)
-                .expect("the default parameters and a generated salt are valid");
+            let output = digest(&argon(params.clone()), &text, &salt, memory)
+                .expect("checked parameters and a generated salt are valid");
             PasswordHash {
                 algorithm: Algorithm::Argon2id.ident(),
                 version: Some(Version::V0x13.into()),
-                params: ParamsString::try_from(&default_params())
-                    .expect("the default parameters fit a PHC string"),
+                params: ParamsString::try_from(&params)
+                    .expect("checked parameters fit a PHC string"),
                 salt: Some(salt),
                 hash: Some(output),
             }
@@ -113,6 +185,11 @@ impl Argon {
         let text = Zeroizing::new(text.to_owned());
         self.run(move |memory| matches(&phc, &text, memory).unwrap_or(false))
             .await
+    }
+
+    /// Does the work of [`Argon::verify`] for a text that belongs to no key.
+    pub(super) async fn verify_nothing(&self, text: &str) -> Result<(), Busy> {
+        self.verify(text, unmatched(self.cost)).await.map(drop)
     }
 
     async fn run<T: Send + 'static>(
@@ -168,10 +245,10 @@ fn computed() -> Duration {
     time.try_into().unwrap_or_default()
 }
 
-/// A PHC string that no text has but by a chance of 2^-256; checking it costs what others cost.
-pub(super) fn unmatched() -> String {
+/// Returns a PHC string that matches a text by a chance of 2^-256 only.
+fn unmatched(cost: HashCost) -> String {
     let (salt, hash) = ("A".repeat(22), "A".repeat(43));
-    format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${salt}${hash}")
+    format!("$argon2id$v=19${cost}${salt}${hash}")
 }
 
 fn matches(phc: &str, text: &str, memory: &mut Vec<Block>) -> Option<bool> {
@@ -207,11 +284,35 @@ fn argon(params: Params) -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-fn default_params() -> Params {
-    Params::new(MEMORY_KIB, PASSES, LANES, None).expect("the default parameters are valid")
-}
-
 /// What is guarded stays whole even if a holder panicked.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_is_read_within_its_bounds_only() {
+        for text in ["m=19456,t=2,p=1", "m=1024,t=1,p=1", "m=65536,t=8,p=4"] {
+            assert_eq!(text.parse::<HashCost>().unwrap().to_string(), text);
+        }
+        assert_eq!(HashCost::default().to_string(), "m=19456,t=2,p=1");
+        for text in [
+            "",
+            "m=1023,t=1,p=1",
+            "m=65537,t=1,p=1",
+            "m=1024,t=0,p=1",
+            "m=1024,t=9,p=1",
+            "m=1024,t=1,p=0",
+            "m=1024,t=1,p=5",
+            "m=1024,t=1",
+            "t=1,m=1024,p=1",
+            "m=1024,t=1,p=1,x=1",
+            "m=1024, t=1, p=1",
+        ] {
+            assert_eq!(text.parse::<HashCost>(), Err(InvalidHashCost), "{text}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 13] = [
+const SETTINGS: [(&str, &str, &str); 14] = [
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
     (
         "--metrics-listen",
@@ -30,6 +30,7 @@ const SETTINGS: [(&str, &str, &str); 13] = [
         "gatekey-admin.token",
     ),
     ("--pepper-file", "GATEKEY_PEPPER_FILE", "gatekey.pepper"),
+    ("--argon2", "GATEKEY_ARGON2", "m=19456,t=2,p=1"),
     ("--cache-keys", "GATEKEY_CACHE_KEYS", "1000000"),
     ("--warm-keys", "GATEKEY_WARM_KEYS", "100000"),
     ("--lease", "GATEKEY_LEASE", "10s"),
@@ -84,6 +85,8 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
     const METRICS: &str = "must be an address and a port, such as 127.0.0.1:9464, or off";
     const DURATION: &str = "must be a duration with its unit, such as 500ms, 10s or 15m";
     const AGE: &str = "must be between 1s and 365days";
+    const ARGON2: &str = "must be m=<KiB>,t=<passes>,p=<lanes>, such as m=19456,t=2,p=1, \
+                          with m from 1024 to 65536, t from 1 to 8 and p from 1 to 4";
     const LEVEL: &str = "must be off, error, warn, info, debug or trace";
     const URL: &str = "it is neither sqlite://<file> nor postgres://<user>@<host>/<database>";
     for (variable, value, right) in [
@@ -103,6 +106,8 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_DRAIN", "20", DURATION),
         ("GATEKEY_DRAIN", "-1s", DURATION),
         ("GATEKEY_DRAIN", "", DURATION),
+        ("GATEKEY_ARGON2", "m=1023,t=1,p=1", ARGON2),
+        ("GATEKEY_ARGON2", "", ARGON2),
         ("GATEKEY_WARM_KEYS", "-1", "must be a number of 0 or more"),
         ("GATEKEY_WARM_KEYS", "", "must be a number of 0 or more"),
         ("GATEKEY_LOG", "loud", LEVEL),

@@ -10,7 +10,7 @@ use tonic::Code;
 use super::{asking, assert_refused, assert_shown_once, defined, ids, key_of, may, of_tenant};
 use crate::{
     contract_admin::list,
-    contract_keys::{get, later, refused, sealed, span},
+    contract_keys::{get, later, refused, sealed, span, with_other_end},
     contract_rotation::{rotate, rotation},
     contract_validate::until_expired,
     listing::{self, MANY, Others, create_many},
@@ -132,8 +132,8 @@ on_both_engines! {
         admin.revoke(&deleted, "deleted").await;
         until_expired(&admin, &expired).await;
 
-        let wrong = sealed(&format!("{}x", &plaintext[..plaintext.len() - 7]));
-        let typo = format!("{}x", &plaintext[..plaintext.len() - 1]);
+        let wrong = sealed(&with_other_end(&plaintext[..plaintext.len() - 6]));
+        let typo = with_other_end(&plaintext);
         for (presented, reason) in [
             (&expired, Reason::Expired),
             (&wrong, Reason::NotFound),
