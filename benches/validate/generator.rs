@@ -207,7 +207,7 @@ impl Caller {
 fn beginning(expected: Reason) -> &'static [u8] {
     match expected {
         Reason::Allowed => &[0x08, 1, 0x10, 1],
-        Reason::Malformed => &[0x10, 2],
+        Reason::Malformed => &[0x10, 3],
         Reason::NotFound => &[0x10, 3],
         other => panic!("nothing here is to be answered {other:?}"),
     }

@@ -11,6 +11,7 @@ INSERT INTO log_head (one, revision) VALUES (1, 0);
 CREATE TABLE tenants (
     tenant_id                 TEXT PRIMARY KEY,
     display_name              TEXT NOT NULL,
+    suspended                 BOOLEAN NOT NULL,
     key_prefix                TEXT NOT NULL,
     scope_catalog             TEXT NOT NULL,
     default_ttl               BIGINT,
@@ -23,9 +24,12 @@ CREATE TABLE tenants (
     basic_usernames           TEXT NOT NULL,
     revision                  BIGINT NOT NULL
 );
-INSERT INTO tenants VALUES
-    ('default', 'Default', '', '[]', NULL, NULL, FALSE, 0, FALSE, FALSE, NULL, '[]', 0),
-    ('system', 'gatekey itself', '', '[]', NULL, NULL, FALSE, 0, FALSE, FALSE, NULL, '[]', 0);
+INSERT INTO tenants
+    (tenant_id, display_name, suspended, key_prefix, scope_catalog, require_expiry,
+     max_active_keys_per_owner, replace_oldest, require_owner, basic_usernames, revision)
+VALUES
+    ('default', 'Default', FALSE, '', '[]', FALSE, 0, FALSE, FALSE, '[]', 0),
+    ('system', 'gatekey itself', FALSE, '', '[]', FALSE, 0, FALSE, FALSE, '[]', 0);
 
 CREATE TABLE owners (
     tenant_id    TEXT NOT NULL REFERENCES tenants (tenant_id),

@@ -39,10 +39,19 @@ impl Credential {
     }
 
     /// The value of an `Authorization` header: `Bearer <key>` (RFC 6750) or
-    /// `Basic base64(<username>:<key>)` (RFC 7617). `None`: it is neither.
+    /// `Basic base64(<username>:<key>)` (RFC 7617). `None`: it is neither. An empty value, or
+    /// one that is a scheme only, is an empty credential.
     #[must_use]
     pub fn authorization(value: String) -> Option<Self> {
         let value = Zeroizing::new(value);
+        let trimmed = value.trim();
+        if trimmed.is_empty()
+            || ["bearer", "basic"]
+                .iter()
+                .any(|scheme| trimmed.eq_ignore_ascii_case(scheme))
+        {
+            return Some(Self::key(String::new()));
+        }
         let start = value.len() - value.trim_start().len();
         let space = start + value[start..].find(' ')?;
         let scheme = &value[start..space];
@@ -70,6 +79,12 @@ impl Credential {
     #[must_use]
     pub fn presented(&self) -> Option<Presented<'_>> {
         Presented::parse(&self.text[self.key..])
+    }
+
+    /// Returns true if there is no key in it at all, whatever its user name is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.text[self.key..].trim().is_empty()
     }
 
     /// The user name of an HTTP Basic credential.
@@ -124,18 +139,22 @@ mod tests {
 
     #[test]
     fn other_schemes_are_no_credentials() {
-        for value in [
-            "",
-            "Bearer",
-            "Basic",
-            "Digest x",
-            "Basic !!!!",
-            "Basic eA==",
-        ] {
+        for value in ["Digest x", "Digest", "Basic !!!!", "Basic eA=="] {
             assert!(
                 Credential::authorization(value.to_owned()).is_none(),
                 "{value}"
             );
         }
+    }
+
+    #[test]
+    fn a_header_without_a_key_is_an_empty_credential() {
+        // The last one is `feed:`, a user name without a password.
+        for value in ["", " ", "Bearer", "bearer  ", "Basic", "Basic ZmVlZDo="] {
+            let credential = Credential::authorization(value.to_owned()).unwrap();
+            assert!(credential.is_empty(), "{value}");
+        }
+        assert!(Credential::key(" \n".to_owned()).is_empty());
+        assert!(!Credential::key("gk_".to_owned()).is_empty());
     }
 }

@@ -12,6 +12,6 @@ pub enum Enforcement {
         /// The latest time at which it will be enforced.
         by: Timestamp,
         /// How many replicas have not acknowledged yet.
-        waiting_for: u32,
+        pending_replicas: u32,
     },
 }

@@ -69,6 +69,7 @@ impl<'a> From<&'a Grant> for Terms<'a> {
 enum Bar {
     Revoked,
     Suspended,
+    TenantSuspended,
     OwnerSuspended,
     OwnerNotPermitted,
 }
@@ -94,6 +95,8 @@ const MEET_MAX: usize = 256;
 pub struct Ask<'a> {
     /// Scopes that must all be in force; concrete.
     pub required_scopes: &'a [String],
+    /// Scopes of which at least one must be in force, unless it is empty; concrete.
+    pub any_scopes: &'a [String],
     /// Where the key is being used.
     pub audience: Option<&'a str>,
     /// The address it was presented from; never an IPv4-mapped one.
@@ -106,11 +109,12 @@ pub enum Refusal {
     Revoked,
     Expired,
     Suspended,
+    TenantSuspended,
     OwnerSuspended,
     OwnerNotPermitted,
     AudienceNotAllowed,
     IpNotAllowed,
-    /// Which of the required scopes are not in force.
+    /// The required scopes that are not in force, and all of `any_scopes` if none is.
     InsufficientScope(Vec<String>),
 }
 
@@ -273,6 +277,7 @@ impl Standing {
             Some(Bar::Revoked) => Some(Refusal::Revoked),
             _ if expired => Some(Refusal::Expired),
             Some(Bar::Suspended) => Some(Refusal::Suspended),
+            Some(Bar::TenantSuspended) => Some(Refusal::TenantSuspended),
             Some(Bar::OwnerSuspended) => Some(Refusal::OwnerSuspended),
             Some(Bar::OwnerNotPermitted) => Some(Refusal::OwnerNotPermitted),
             None => None,
@@ -290,18 +295,15 @@ impl Standing {
         if let Some(limits) = &self.limits {
             limits.admit(ask)?;
         }
-        if ask
-            .required_scopes
-            .iter()
-            .all(|required| self.grants(required))
-        {
+        let in_force = |scope: &String| self.grants(scope);
+        let any = ask.any_scopes.is_empty() || ask.any_scopes.iter().any(in_force);
+        if any && ask.required_scopes.iter().all(in_force) {
             return Ok(());
         }
-        let missing = ask
-            .required_scopes
-            .iter()
-            .filter(|required| !self.grants(required));
-        Err(Refusal::InsufficientScope(missing.cloned().collect()))
+        let required = ask.required_scopes.iter().filter(|scope| !in_force(scope));
+        let alternatives = if any { &[] } else { ask.any_scopes };
+        let missing = required.chain(alternatives).cloned().collect();
+        Err(Refusal::InsufficientScope(missing))
     }
 }
 
@@ -311,6 +313,8 @@ impl Bar {
             Some(Self::Revoked)
         } else if terms.suspended {
             Some(Self::Suspended)
+        } else if terms.tenant.suspended {
+            Some(Self::TenantSuspended)
         } else if terms.owner.is_some_and(|owner| owner.suspended) {
             Some(Self::OwnerSuspended)
         } else if terms.tenant.admit_owner(terms.owner).is_err() {

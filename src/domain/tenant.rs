@@ -21,6 +21,8 @@ pub struct Tenant {
     pub tenant_id: String,
     /// For people.
     pub display_name: String,
+    /// All its keys are refused, and it gets no new ones.
+    pub suspended: bool,
     /// What new keys start with. Empty: [`DEFAULT_PREFIX`].
     pub key_prefix: String,
     /// The scopes that keys may be given. Empty: any.
@@ -58,6 +60,8 @@ pub enum OnLimit {
 /// A tenant's rule that forbids what was asked. The names are the API's.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Rule {
+    #[error("the tenant is suspended")]
+    TenantSuspended,
     /// These scopes are outside.
     #[error("the tenant's catalog does not have {}", told(.0))]
     ScopeCatalog(Vec<Scope>),
@@ -74,6 +78,17 @@ pub enum Rule {
 }
 
 impl Tenant {
+    /// Checks that the tenant may get new keys.
+    ///
+    /// # Errors
+    /// [`Rule::TenantSuspended`].
+    pub fn admit_new_keys(&self) -> Result<(), Rule> {
+        match self.suspended {
+            true => Err(Rule::TenantSuspended),
+            false => Ok(()),
+        }
+    }
+
     /// What the tenant's new keys start with.
     #[must_use]
     pub fn prefix(&self) -> &str {

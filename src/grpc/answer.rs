@@ -53,7 +53,7 @@ impl Answer {
     pub fn new(decision: Decision) -> Self {
         let (reason, http_status, message) = words(&decision);
         let (known, missing_scopes) = match decision {
-            Decision::Malformed | Decision::NotFound => (None, Vec::new()),
+            Decision::Missing | Decision::Malformed | Decision::NotFound => (None, Vec::new()),
             Decision::Refused(known, Refusal::InsufficientScope(missing)) => (Some(known), missing),
             Decision::Allowed(known) | Decision::Refused(known, _) => (Some(known), Vec::new()),
         };
@@ -92,6 +92,11 @@ impl Answer {
 fn words(decision: &Decision) -> (Reason, u16, &'static str) {
     match decision {
         Decision::Allowed(_) => (Reason::Allowed, 200, "The key is good."),
+        Decision::Missing => (
+            Reason::CredentialMissing,
+            401,
+            "No credential was presented.",
+        ),
         Decision::Malformed => (
             Reason::Malformed,
             401,
@@ -102,6 +107,11 @@ fn words(decision: &Decision) -> (Reason, u16, &'static str) {
             Refusal::Revoked => (Reason::Revoked, 401, "The key was revoked."),
             Refusal::Expired => (Reason::Expired, 401, "The key has expired."),
             Refusal::Suspended => (Reason::Suspended, 401, "The key is suspended."),
+            Refusal::TenantSuspended => (
+                Reason::TenantSuspended,
+                403,
+                "The key's tenant is suspended.",
+            ),
             Refusal::OwnerSuspended => {
                 (Reason::OwnerSuspended, 403, "The key's owner is suspended.")
             }
@@ -123,7 +133,7 @@ fn words(decision: &Decision) -> (Reason, u16, &'static str) {
             Refusal::InsufficientScope(_) => (
                 Reason::InsufficientScope,
                 403,
-                "The key does not grant all required scopes.",
+                "The key does not grant the required scopes.",
             ),
         },
     }

@@ -170,9 +170,10 @@ impl Doors {
         self.note_use(&decision, question.ask.client_ip);
         match decision {
             Decision::Allowed(key) => Ok(Credentials::Key(key)),
-            Decision::Malformed | Decision::NotFound | Decision::Refused(..) => {
-                Err(Unknown::BadCredential.into())
-            }
+            Decision::Missing
+            | Decision::Malformed
+            | Decision::NotFound
+            | Decision::Refused(..) => Err(Unknown::BadCredential.into()),
         }
     }
 

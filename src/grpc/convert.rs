@@ -83,6 +83,7 @@ pub(super) fn tenant(tenant: Tenant) -> proto::Tenant {
     proto::Tenant {
         tenant_id: tenant.tenant_id,
         display_name: tenant.display_name,
+        suspended: tenant.suspended,
         key_prefix: tenant.key_prefix,
         scope_catalog: scopes(&tenant.scope_catalog),
         default_ttl: tenant.default_ttl.map(span),
@@ -130,13 +131,16 @@ pub(super) fn enforcement(enforcement: Enforcement) -> proto::Enforcement {
     match enforcement {
         Enforcement::Enforced => proto::Enforcement {
             state: proto::EnforcementState::Enforced.into(),
-            enforced_by: None,
-            waiting_for: 0,
+            enforced_before: None,
+            pending_replica_count: 0,
         },
-        Enforcement::Pending { by, waiting_for } => proto::Enforcement {
+        Enforcement::Pending {
+            by,
+            pending_replicas,
+        } => proto::Enforcement {
             state: proto::EnforcementState::Pending.into(),
-            enforced_by: Some(time(by)),
-            waiting_for: i32::try_from(waiting_for).unwrap_or(i32::MAX),
+            enforced_before: Some(time(by)),
+            pending_replica_count: i32::try_from(pending_replicas).unwrap_or(i32::MAX),
         },
     }
 }

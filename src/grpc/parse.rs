@@ -3,7 +3,13 @@
 //! A parser notes what is wrong and goes on with a value that is never used: [`Fields::check`]
 //! then refuses the request as a whole.
 
-use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -287,22 +293,31 @@ impl Fields {
         Some(span)
     }
 
-    /// An address, never an IPv4-mapped one.
+    /// An address, never an IPv4-mapped one. A port behind it is ignored.
     pub(super) fn ip(&mut self, field: &str, value: &str) -> Option<IpAddr> {
-        let ip = value.trim().parse::<IpAddr>();
-        if ip.is_err() && !value.is_empty() {
-            self.note(field, "must be an IPv4 or IPv6 address");
+        let text = value.trim();
+        let ip = parse_ip(text);
+        if text.contains(',') {
+            self.note(
+                field,
+                "must be one address, not a list: give the one that your trusted proxy saw",
+            );
+        } else if ip.is_none() && !text.is_empty() {
+            self.note(
+                field,
+                "must be an IPv4 or IPv6 address, such as 192.0.2.1, 2001:db8::1 or [2001:db8::1]:80",
+            );
         }
-        ip.ok().map(|ip| ip.to_canonical())
+        ip.map(|ip| ip.to_canonical())
     }
 
     /// Which page of the list that `query` asks for.
     pub(super) fn page(&mut self, query: &impl Debug, size: i32, token: &str) -> Page {
         let size = match u32::try_from(size) {
             Ok(0) => PAGE_SIZE_DEFAULT,
-            Ok(size) if size <= PAGE_SIZE_MAX => size,
-            _ => {
-                self.note("page_size", "must be 0 (for 50) to 1000");
+            Ok(size) => size.min(PAGE_SIZE_MAX),
+            Err(_) => {
+                self.note("page_size", "must not be negative; 0 means 50");
                 PAGE_SIZE_DEFAULT
             }
         };
@@ -331,6 +346,13 @@ pub(super) fn is_name(text: &str) -> bool {
 fn is_text(text: &str) -> bool {
     text.chars()
         .all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'))
+}
+
+/// An address, in brackets or not, with a port or without.
+fn parse_ip(text: &str) -> Option<IpAddr> {
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    text.parse().ok().or_else(with_port).or_else(bracketed)
 }
 
 /// A network or an address; an IPv4-mapped one is the IPv4 one.
@@ -371,6 +393,30 @@ mod tests {
         ] {
             let net = parse_cidr(text).map(|net| net.to_string());
             assert_eq!(net.as_deref(), read, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_behind_an_address_is_ignored() {
+        for (text, read) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("192.0.2.1:5678", Some("192.0.2.1")),
+            ("::1", Some("::1")),
+            ("[::1]", Some("::1")),
+            ("[::1]:80", Some("::1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("[::ffff:192.0.2.1]:80", Some("192.0.2.1")),
+            ("", None),
+            ("192.0.2.1:", None),
+            ("192.0.2.1:65536", None),
+            ("[192.0.2.1]:80", None),
+            ("192.0.2.1, 192.0.2.2", None),
+            ("example.org:80", None),
+        ] {
+            let mut fields = Fields::default();
+            let ip = fields.ip("client_ip", text).map(|ip| ip.to_string());
+            assert_eq!(ip.as_deref(), read, "{text}");
+            assert_eq!(fields.check().is_ok(), read.is_some() || text.is_empty());
         }
     }
 

@@ -278,6 +278,7 @@ fn of_rules(rules: &[Rule], message: String) -> Status {
 /// A rule's name in errors: that of the tenant's field.
 fn name(rule: &Rule) -> &'static str {
     match rule {
+        Rule::TenantSuspended => "TENANT_SUSPENDED",
         Rule::ScopeCatalog(_) => "SCOPE_CATALOG",
         Rule::RequireExpiry => "REQUIRE_EXPIRY",
         Rule::MaxTtl(_) => "MAX_TTL",

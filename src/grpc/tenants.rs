@@ -106,6 +106,7 @@ fn parse_tenant(tenant: proto::Tenant) -> Result<Tenant, Invalid> {
     let parsed = Tenant {
         tenant_id: fields.tenant_id("tenant.tenant_id", tenant.tenant_id),
         display_name: fields.line("tenant.display_name", tenant.display_name, 0..=255),
+        suspended: tenant.suspended,
         key_prefix: tenant.key_prefix,
         scope_catalog: fields.scopes("tenant.scope_catalog", &tenant.scope_catalog),
         default_ttl: fields.positive_span("tenant.default_ttl", tenant.default_ttl),

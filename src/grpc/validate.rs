@@ -37,20 +37,21 @@ impl Doors {
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
         fields.required_scopes("required_scopes", &request.required_scopes);
+        fields.required_scopes("any_scopes", &request.any_scopes);
         let audience = fields.line("audience", request.audience, 0..=255);
         let client_ip = fields.ip("client_ip", &request.client_ip);
         fields.check()?;
         refuse_forbidden(&asker, tenant.as_deref())?;
 
         let credential = match request.credential {
-            Some(validate_request::Credential::Key(text)) => Some(Credential::key(text)),
+            Some(validate_request::Credential::Key(text)) => Credential::key(text),
             Some(validate_request::Credential::Authorization(value)) => {
-                Credential::authorization(value)
+                match Credential::authorization(value) {
+                    Some(credential) => credential,
+                    None => return Ok(Answer::new(Decision::Malformed)),
+                }
             }
-            None => None,
-        };
-        let Some(credential) = credential else {
-            return Ok(Answer::new(Decision::Malformed));
+            None => return Ok(Answer::new(Decision::Missing)),
         };
         let question = Question {
             credential: &credential,
@@ -60,6 +61,7 @@ impl Doors {
             },
             ask: Ask {
                 required_scopes: &request.required_scopes,
+                any_scopes: &request.any_scopes,
                 audience: (!audience.is_empty()).then_some(&audience),
                 client_ip,
             },

@@ -56,6 +56,8 @@ pub struct Question<'a> {
 /// What is known about a presented credential.
 #[derive(Clone, Debug)]
 pub enum Decision {
+    /// Nothing was presented.
+    Missing,
     /// It is not shaped like a key, or its checksum is wrong.
     Malformed,
     /// An unknown id, a wrong secret or a key out of view: one answer, for the same work.
@@ -128,7 +130,10 @@ impl Validator {
     /// When it could not decide: the store does not answer, or too much is asked of it.
     pub async fn validate(&self, question: &Question<'_>) -> Result<Decision, Undecided> {
         let Some(presented) = question.credential.presented() else {
-            return Ok(Decision::Malformed);
+            return Ok(match question.credential.is_empty() {
+                true => Decision::Missing,
+                false => Decision::Malformed,
+            });
         };
         let Some(entry) = self.prove(presented).await? else {
             return Ok(Decision::NotFound);

@@ -128,6 +128,7 @@ pub(super) fn tenant(row: &Row) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         tenant_id: row.try_get("t_tenant_id")?,
         display_name: row.try_get("t_display_name")?,
+        suspended: row.try_get("t_suspended")?,
         key_prefix: row.try_get("t_key_prefix")?,
         scope_catalog: scopes(row.try_get("t_scope_catalog")?)?,
         default_ttl: row

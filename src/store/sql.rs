@@ -571,6 +571,7 @@ impl Mutation for SqlMutation {
             .bind(tenant.require_owner)
             .bind(tenant.required_owner_scope.as_ref().map(Scope::as_str))
             .bind(as_json(&tenant.basic_usernames))
+            .bind(tenant.suspended)
             .bind(tenant.revision)
             .execute(&mut *self.transaction)
             .await?;

@@ -38,6 +38,7 @@ macro_rules! owner_columns {
 macro_rules! tenant_columns {
     () => {
         "t.tenant_id AS t_tenant_id, t.display_name AS t_display_name, \
+         t.suspended AS t_suspended, \
          t.key_prefix AS t_key_prefix, t.scope_catalog AS t_scope_catalog, \
          t.default_ttl AS t_default_ttl, t.max_ttl AS t_max_ttl, \
          t.require_expiry AS t_require_expiry, \
@@ -204,12 +205,12 @@ statements! {
     PUT_TENANT =
         "INSERT INTO tenants (tenant_id, display_name, key_prefix, scope_catalog, default_ttl, \
          max_ttl, require_expiry, max_active_keys_per_owner, replace_oldest, require_owner, \
-         required_owner_scope, basic_usernames, revision) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+         required_owner_scope, basic_usernames, suspended, revision) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
          ON CONFLICT (tenant_id) DO UPDATE SET display_name = $2, key_prefix = $3, \
          scope_catalog = $4, default_ttl = $5, max_ttl = $6, require_expiry = $7, \
          max_active_keys_per_owner = $8, replace_oldest = $9, require_owner = $10, \
-         required_owner_scope = $11, basic_usernames = $12, revision = $13";
+         required_owner_scope = $11, basic_usernames = $12, suspended = $13, revision = $14";
     INSERT_EVENT =
         "INSERT INTO events (revision, at, actor, kind, tenant_id, key_id, owner_id, details, \
          trace_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";

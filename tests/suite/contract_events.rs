@@ -257,6 +257,7 @@ on_both_engines! {
         assert_eq!(told(tenant), [
             "basic_usernames", "default_ttl", "display_name", "key_prefix", "max_active_keys_per_owner", "max_ttl",
             "on_limit", "require_expiry", "require_owner", "required_owner_scope", "scope_catalog",
+            "suspended",
         ]);
         assert_eq!(text(tenant, "on_limit"), "ON_LIMIT_REJECT");
         assert_eq!(told(put), ["audiences", "display_name", "scopes", "suspended"]);
@@ -396,7 +397,7 @@ on_both_engines! {
             owner_id: "\n".to_owned(),
             actor: "\n".to_owned(),
             types: vec![EventType::KeyCreated.into(), 0, 99],
-            page_size: 1001,
+            page_size: -1,
             ..ListEventsRequest::default()
         };
         let error = refused(list(&admin, wrong).await, Code::InvalidArgument, "INVALID_FIELDS");

@@ -171,6 +171,7 @@ fn whole_tenant() -> Tenant {
     Tenant {
         tenant_id: "t".repeat(63),
         display_name: "Ü".repeat(255),
+        suspended: true,
         key_prefix: format!("a{}9", "_".repeat(22)),
         scope_catalog: (0..256).map(|n| format!("jobs:{n}:*")).collect(),
         default_ttl: Some(Duration {
@@ -253,7 +254,7 @@ on_both_engines! {
         assert_eq!((whole.owners.len(), &*whole.next_page_token), (51, ""));
         let error = list_owners(&admin, "default", 0, &first.next_page_token).await.unwrap_err();
         assert_eq!(bad_fields(&error), ["page_token"]);
-        let error = list_owners(&admin, "", 1001, "x").await.unwrap_err();
+        let error = list_owners(&admin, "", -1, "x").await.unwrap_err();
         assert_eq!(sorted(bad_fields(&error)), ["page_size", "page_token", "tenant_id"]);
         refused(list_owners(&admin, "nowhere", 0, "").await, Code::NotFound, "TENANT_NOT_FOUND");
     }
@@ -352,7 +353,7 @@ on_both_engines! {
             try_put_owner(&admin, owner("acme", name)).await.unwrap();
         }
         let token = list_owners(&admin, "acme", 1, "").await.unwrap().next_page_token;
-        let error = list_tenants(&admin, 1001, &token).await.unwrap_err();
+        let error = list_tenants(&admin, -1, &token).await.unwrap_err();
         assert_eq!(sorted(bad_fields(&error)), ["page_size", "page_token"]);
     }
 

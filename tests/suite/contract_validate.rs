@@ -12,9 +12,12 @@ use gatekey::grpc::proto::{
     ValidateResponse,
 };
 use tokio::time::sleep;
+use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::{
-    contract_keys::{sealed, sorted, span, start, update},
+    contract_keys::{refused, sealed, sorted, span, start, update},
+    contract_rotation::{rotate, rotation},
     support::{
         Client,
         client::{ask, ask_header, bad_fields, new_key, texts},
@@ -31,12 +34,14 @@ fn assert_decision(answer: &ValidateResponse, reason: Reason) {
     let http_status = match reason {
         Reason::Unspecified => unreachable!("no answer leaves the reason out"),
         Reason::Allowed => 200,
-        Reason::Malformed
+        Reason::CredentialMissing
+        | Reason::Malformed
         | Reason::NotFound
         | Reason::Revoked
         | Reason::Expired
         | Reason::Suspended => 401,
-        Reason::OwnerSuspended
+        Reason::TenantSuspended
+        | Reason::OwnerSuspended
         | Reason::OwnerNotPermitted
         | Reason::AudienceNotAllowed
         | Reason::IpNotAllowed
@@ -51,7 +56,10 @@ fn assert_decision(answer: &ValidateResponse, reason: Reason) {
     assert!(!answer.message.is_empty(), "{answer:?}");
     let lacking = reason == Reason::InsufficientScope;
     assert_eq!(!answer.missing_scopes.is_empty(), lacking, "{answer:?}");
-    if matches!(reason, Reason::Malformed | Reason::NotFound) {
+    if matches!(
+        reason,
+        Reason::CredentialMissing | Reason::Malformed | Reason::NotFound
+    ) {
         let told = ValidateResponse {
             reason: 0,
             message: String::new(),
@@ -147,7 +155,7 @@ on_both_engines! {
         let typo = key.replace(&key[5..6], if &key[5..6] == "x" { "y" } else { "x" });
         let body = &key[3..];
         for text in [
-            "", " ", "gk", "gk_", "_", &typo, &key[..key.len() - 1], &format!("{key}0"), &format!("{key} {key}"),
+            "gk", "gk_", "_", &typo, &key[..key.len() - 1], &format!("{key}0"), &format!("{key} {key}"),
             &format!("Bearer {key}"), body,
             &sealed(&format!("GK_{}", &body[..59])), &sealed(&format!("_{}", &body[..59])),
             &sealed(&format!("gk__{}", &body[..59])), &sealed(&format!("gk_{}", &body[..58])),
@@ -156,16 +164,29 @@ on_both_engines! {
             decided(&admin, ask(text), Reason::Malformed).await;
         }
         for value in [
-            "", " ", &key, "Bearer", "Bearer ", "Bearer x", &format!("Digest {key}"), &format!("Bearer{key}"), "Basic",
+            &key, "Bearer x", &format!("Digest {key}"), &format!("Bearer{key}"),
             "Basic !!!!", &format!("Basic {key}"), &format!("Basic {}", BASE64_STANDARD.encode(&key)),
-            &format!("Basic {}", BASE64_STANDARD.encode("user:")), &format!("Bearer {typo}"),
+            &format!("Bearer {typo}"),
         ] {
             decided(&admin, ask_header(value), Reason::Malformed).await;
         }
-        decided(&admin, ValidateRequest::default(), Reason::Malformed).await;
         // It is told before anything else, such as another tenant.
         let elsewhere = ValidateRequest { tenant_id: "nowhere".to_owned(), ..ask(&typo) };
         decided(&admin, elsewhere, Reason::Malformed).await;
+    }
+
+    async fn no_credential_and_an_empty_one_are_missing(setup: Setup) {
+        let (_server, admin) = start(&setup).await;
+        for text in ["", " ", "\n"] {
+            decided(&admin, ask(text), Reason::CredentialMissing).await;
+        }
+        let user = format!("Basic {}", BASE64_STANDARD.encode("user:"));
+        for value in ["", " ", "Bearer", "Bearer ", "basic", &user] {
+            decided(&admin, ask_header(value), Reason::CredentialMissing).await;
+        }
+        decided(&admin, ValidateRequest::default(), Reason::CredentialMissing).await;
+        let elsewhere = ValidateRequest { tenant_id: "nowhere".to_owned(), ..ValidateRequest::default() };
+        decided(&admin, elsewhere, Reason::CredentialMissing).await;
     }
 
     async fn white_space_around_a_key_is_forgiven(setup: Setup) {
@@ -246,7 +267,7 @@ on_both_engines! {
             update(&admin, Key { suspended: true, ..key.clone() }, &["suspended"]).await.unwrap();
         }
         let rules = Tenant { required_owner_scope: "keys:use".to_owned(), ..named("acme") };
-        admin.put_tenant(rules).await;
+        admin.put_tenant(Tenant { suspended: true, ..rules.clone() }).await;
         let own = |suspended, scopes: &[&str]| Owner {
             suspended,
             audiences: texts(&["web", "app"]),
@@ -269,6 +290,8 @@ on_both_engines! {
         decided(&admin, bad(&expired_text), Reason::Expired).await;
         decided(&admin, bad(&text), Reason::Suspended).await;
         update(&admin, Key { suspended: false, ..key.clone() }, &["suspended"]).await.unwrap();
+        decided(&admin, bad(&text), Reason::TenantSuspended).await;
+        admin.put_tenant(rules).await;
         decided(&admin, bad(&text), Reason::OwnerSuspended).await;
         admin.put_owner(own(false, &["jobs:*"])).await;
         decided(&admin, bad(&text), Reason::OwnerNotPermitted).await;
@@ -327,6 +350,38 @@ on_both_engines! {
                 assert_eq!(answer.missing_scopes, refused, "of {scope}");
             }
         }
+    }
+
+    async fn of_any_scopes_one_in_force_is_enough(setup: Setup) {
+        let (_server, admin) = start(&setup).await;
+        let (_, text) = admin.issue("default", &["jobs:*", "edit"]).await;
+        for (required, any, missing) in [
+            (&[][..], &["jobs:read", "other"][..], &[][..]),
+            (&[], &["other", "edit"], &[]),
+            (&["edit"], &["jobs:read"], &[]),
+            (&[], &["other", "x:read"], &["other", "x:read"]),
+            (&["edit"], &["other"], &["other"]),
+            (&["other"], &["edit"], &["other"]),
+            (&["other"], &["x:read"], &["other", "x:read"]),
+        ] {
+            let question = ValidateRequest { any_scopes: texts(any), ..requiring(&text, required) };
+            let reason = if missing.is_empty() { Reason::Allowed } else { Reason::InsufficientScope };
+            assert_eq!(decided(&admin, question, reason).await.missing_scopes, missing);
+        }
+    }
+
+    async fn a_suspended_tenants_keys_are_refused_and_it_gets_no_new_ones(setup: Setup) {
+        let (_server, admin) = start(&setup).await;
+        admin.put_tenant(named("acme")).await;
+        let (key, text) = admin.issue("acme", &["a"]).await;
+        admin.put_tenant(Tenant { suspended: true, ..named("acme") }).await;
+        decided(&admin, ask(&text), Reason::TenantSuspended).await;
+        let answer = admin.try_create(new_key("acme", &["a"])).await;
+        refused(answer, Code::FailedPrecondition, "TENANT_SUSPENDED");
+        let answer = rotate(&admin, rotation(&key)).await;
+        refused(answer, Code::FailedPrecondition, "TENANT_SUSPENDED");
+        admin.put_tenant(named("acme")).await;
+        decided(&admin, ask(&text), Reason::Allowed).await;
     }
 
     async fn the_scopes_in_force_are_those_of_the_key_and_of_its_owner_today(setup: Setup) {
@@ -408,6 +463,7 @@ on_both_engines! {
         for ip in [
             "10.0.0.0", "10.255.255.255", "::ffff:10.1.2.3", "192.0.2.7", "2001:db8::1",
             "2001:0DB8:ffff:ffff:ffff:ffff:ffff:ffff", "198.51.100.9", "::ffff:198.51.100.9",
+            "10.1.2.3:5678", "[2001:db8::1]:80", "[2001:db8::1]", "[::ffff:10.1.2.3]:80",
         ] {
             decided(&admin, from(ip), Reason::Allowed).await;
         }
@@ -428,15 +484,21 @@ on_both_engines! {
         let error = admin.try_validate(ValidateRequest {
             tenant_id: "Not a tenant".to_owned(),
             required_scopes: texts(&["fine", "jobs:*", "a b", ""]),
+            any_scopes: texts(&["fine", "*"]),
             audience: "a\nb".to_owned(),
             client_ip: "localhost".to_owned(),
             ..ask(&text)
         }).await.unwrap_err();
         let wrong = [
-            "audience", "client_ip", "required_scopes[1]", "required_scopes[2]", "required_scopes[3]", "tenant_id",
+            "any_scopes[1]", "audience", "client_ip", "required_scopes[1]", "required_scopes[2]", "required_scopes[3]", "tenant_id",
         ];
         assert_eq!(sorted(bad_fields(&error)), wrong);
         assert!(!format!("{error:?}").contains(&text));
+        let list = ValidateRequest { client_ip: "10.1.2.3, 192.0.2.1".to_owned(), ..ask(&text) };
+        let error = admin.try_validate(list).await.unwrap_err();
+        assert_eq!(bad_fields(&error), ["client_ip"]);
+        let details = error.get_details_bad_request().expect("the field is named");
+        assert!(details.field_violations[0].description.contains("trusted proxy"), "{details:?}");
 
         let many: Vec<_> = (0..257).map(|n| format!("s{n}")).collect();
         let asking = |count: usize| ValidateRequest { required_scopes: many[..count].to_vec(), ..ask(&text) };

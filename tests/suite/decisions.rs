@@ -108,10 +108,11 @@ prop_compose! {
         require_owner in rarely(),
         required_owner_scope in option::weighted(0.2, concrete()),
         basic_usernames in vec(username(), 0..3),
+        tenant_suspended in rarely(),
     ) -> World {
         World {
             revoked, expires_at: expires.then_some(END), suspended, scopes, audiences, allowed_cidrs,
-            owner, require_owner, required_owner_scope, basic_usernames,
+            owner, require_owner, required_owner_scope, basic_usernames, tenant_suspended,
         }
     }
 }
@@ -122,10 +123,11 @@ prop_compose! {
         elsewhere in rarely(),
         username in option::weighted(0.3, username()),
         required_scopes in vec(concrete(), 0..3),
+        any_scopes in vec(concrete(), 0..3),
         audience in option::of(audience()),
         client_ip in option::of(address()),
     ) -> Question {
-        Question { now, elsewhere, username, required_scopes, audience, client_ip }
+        Question { now, elsewhere, username, required_scopes, any_scopes, audience, client_ip }
     }
 }
 
@@ -139,6 +141,7 @@ proptest! {
         let decided = if named && !question.elsewhere {
             let ask = Ask {
                 required_scopes: &question.required_scopes,
+                any_scopes: &question.any_scopes,
                 audience: question.audience.as_deref(),
                 client_ip: question.client_ip.map(|ip| ip.to_canonical()),
             };
@@ -261,6 +264,7 @@ impl Keys {
             require_owner: world.require_owner,
             required_owner_scope: world.required_owner_scope.clone().unwrap_or_default(),
             basic_usernames: world.basic_usernames.clone(),
+            suspended: world.tenant_suspended,
             ..Tenant::default()
         };
         self.admin.put_tenant(tenant).await;
@@ -294,6 +298,7 @@ fn request(plaintext: &str, question: &Question) -> ValidateRequest {
         credential,
         tenant_id: tenant.to_owned(),
         required_scopes: question.required_scopes.clone(),
+        any_scopes: question.any_scopes.clone(),
         audience: question.audience.clone().unwrap_or_default(),
         client_ip: question
             .client_ip
@@ -308,6 +313,7 @@ fn told(decided: Result<(), Refusal>) -> (Reason, Vec<String>) {
         Err(Refusal::Revoked) => Reason::Revoked,
         Err(Refusal::Expired) => Reason::Expired,
         Err(Refusal::Suspended) => Reason::Suspended,
+        Err(Refusal::TenantSuspended) => Reason::TenantSuspended,
         Err(Refusal::OwnerSuspended) => Reason::OwnerSuspended,
         Err(Refusal::OwnerNotPermitted) => Reason::OwnerNotPermitted,
         Err(Refusal::AudienceNotAllowed) => Reason::AudienceNotAllowed,
@@ -375,6 +381,7 @@ fn grant(world: &World) -> Grant {
                 .as_ref()
                 .map(|scope| Scope::parse(scope).expect("a scope")),
             basic_usernames: world.basic_usernames.clone(),
+            suspended: world.tenant_suspended,
             ..DomainTenant::default()
         },
     }

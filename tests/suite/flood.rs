@@ -289,7 +289,7 @@ impl Garbage {
                 body: frame(&[]),
                 want: Err(Code::Unknown),
             },
-            0..220 => asked(ask(self.text(rng)), Reason::Malformed),
+            0..220 => asked(ask(&self.text(rng)), Reason::Malformed),
             220..440 => asked(ask_header(&self.header(rng)), Reason::Malformed),
             440..660 => asked(ask(&self.broken_key(rng)), Reason::Malformed),
             660..860 => {
@@ -313,25 +313,27 @@ impl Garbage {
     }
 
     /// Any text, of any length that a message has room for; short ones are as frequent as long ones.
-    fn text(&self, rng: &mut StdRng) -> &str {
+    fn text(&self, rng: &mut StdRng) -> String {
         let most = 1 << rng.random_range(0..=16);
-        let length = rng.random_range(0..=TEXT_MAX.min(most));
+        let length = rng.random_range(0..TEXT_MAX.min(most));
         let start = rng.random_range(0..self.text.len() - length);
         let start = self.text.ceil_char_boundary(start);
-        &self.text[start..self.text.floor_char_boundary(start + length)]
+        let text = &self.text[start..self.text.floor_char_boundary(start + length)];
+        // Its last character is no white space, which alone would be a missing credential.
+        format!("{text}x")
     }
 
     /// What could stand in an HTTP Authorization header, but is no key.
     fn header(&self, rng: &mut StdRng) -> String {
         let text = self.text(rng);
-        let short = &text[..text.floor_char_boundary(TEXT_MAX / 3)];
+        let short = &text[text.ceil_char_boundary(text.len().saturating_sub(TEXT_MAX / 3))..];
         let encoded = BASE64_STANDARD.encode(short);
         match rng.random_range(0..6) {
-            0 => text.to_owned(),
+            0 => text,
             1 => format!("Bearer {short}"),
             2 => format!("Basic {short}"),
             3 => format!("Basic {encoded}"),
-            4 => format!("Basic {}", &encoded[..encoded.len() / 2]),
+            4 => format!("Basic {}!", &encoded[..encoded.len() / 2]),
             _ => {
                 let username = short.replace(':', "");
                 let pair = format!("{username}:{short}");
@@ -342,7 +344,7 @@ impl Garbage {
 
     /// The good key with one character changed, cut short, or told twice.
     fn broken_key(&self, rng: &mut StdRng) -> String {
-        let place = rng.random_range(0..self.good.len());
+        let place = rng.random_range(1..self.good.len());
         let (before, after) = self.good.split_at(place);
         match rng.random_range(0..4) {
             0 => before.to_owned(),

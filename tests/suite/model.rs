@@ -271,6 +271,7 @@ impl Run {
             in_view: &|_| true,
             ask: Ask {
                 required_scopes: &["jobs:read".to_owned()],
+                any_scopes: &[],
                 audience: None,
                 client_ip: Some(IpAddr::from([127, 0, 0, 1])),
             },

@@ -31,6 +31,7 @@ pub(super) async fn admit_new(
     }
     let room = oldest.is_empty() || tenant.on_limit == OnLimit::ReplaceOldest;
     obey([
+        tenant.admit_new_keys(),
         tenant.admit_expiry(now, new.expires_at),
         tenant.admit_scopes(&new.scopes),
         tenant.admit_owner(owner.as_ref()),

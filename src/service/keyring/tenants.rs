@@ -45,6 +45,7 @@ impl Keyring {
         let limit = tenant.max_active_keys_per_owner;
         event.details.extend([
             ("display_name".to_owned(), json!(tenant.display_name)),
+            ("suspended".to_owned(), json!(tenant.suspended)),
             ("key_prefix".to_owned(), json!(tenant.key_prefix)),
             ("scope_catalog".to_owned(), of_scopes(&tenant.scope_catalog)),
             ("default_ttl".to_owned(), of_span(tenant.default_ttl)),

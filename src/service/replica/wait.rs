@@ -131,7 +131,7 @@ impl Replica {
                 self.waits.pending.fetch_add(1, Ordering::Relaxed);
                 return Enforcement::Pending {
                     by: self.clock.now().after(rest),
-                    waiting_for: behind.count,
+                    pending_replicas: behind.count,
                 };
             }
             time::sleep(pause.min(rest).min(left.unwrap_or(rest))).await;

@@ -18,6 +18,7 @@ pub struct World {
     pub require_owner: bool,
     pub required_owner_scope: Option<String>,
     pub basic_usernames: Vec<String>,
+    pub tenant_suspended: bool,
 }
 
 /// An owner's record.
@@ -37,6 +38,7 @@ pub struct Question {
     /// With HTTP Basic.
     pub username: Option<String>,
     pub required_scopes: Vec<String>,
+    pub any_scopes: Vec<String>,
     pub audience: Option<String>,
     pub client_ip: Option<IpAddr>,
 }
@@ -66,6 +68,9 @@ fn first_reason(world: &World, question: &Question) -> Reason {
     }
     if world.suspended {
         return Reason::Suspended;
+    }
+    if world.tenant_suspended {
+        return Reason::TenantSuspended;
     }
     if owner.is_some_and(|owner| owner.suspended) {
         return Reason::OwnerSuspended;
@@ -98,10 +103,17 @@ fn first_reason(world: &World, question: &Question) -> Reason {
     }
 }
 
-/// Which of the required scopes are not granted by both the key and its owner.
+/// The scopes without which the question is denied: of `any_scopes` one is enough.
 fn missing(world: &World, question: &Question) -> Vec<String> {
     let mut missing = question.required_scopes.clone();
     missing.retain(|scope| !in_force(world, scope));
+    if !question
+        .any_scopes
+        .iter()
+        .any(|scope| in_force(world, scope))
+    {
+        missing.extend(question.any_scopes.clone());
+    }
     missing
 }
 

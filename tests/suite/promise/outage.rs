@@ -170,8 +170,8 @@ async fn a_caller_in_haste_is_told_who_is_waited_for_however_often_it_asks() {
         let client = fleet.slots[place].client();
         let pending = client.revoke_stored(key, Some(HASTE)).await.unwrap();
         assert_eq!(pending.state(), EnforcementState::Pending);
-        assert_eq!(pending.waiting_for, 1);
-        let left = until(pending.enforced_by.unwrap());
+        assert_eq!(pending.pending_replica_count, 1);
+        let left = until(pending.enforced_before.unwrap());
         assert!(left > LONG / 2 && left < LONG * 2, "{left:?}");
         // It is revoked for ever, whoever waits for whom.
         assert_eq!(get(&client, &key.key_id).await.state(), KeyState::Revoked);

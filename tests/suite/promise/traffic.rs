@@ -286,7 +286,7 @@ impl Worker {
                 EnforcementState::Enforced => Outcome::Enforced,
                 EnforcementState::Pending => {
                     // The clock of the test last: too late does no harm.
-                    let left = until(enforcement.enforced_by.expect("a time"));
+                    let left = until(enforcement.enforced_before.expect("a time"));
                     Outcome::Pending(fleet.now() + left)
                 }
                 EnforcementState::Unspecified => panic!("no state: {enforcement:?}"),
