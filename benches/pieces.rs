@@ -60,6 +60,7 @@ fn pieces(criterion: &mut Criterion) {
     let (required, address) = (["jobs:read".to_owned()], IpAddr::from([127, 0, 0, 1]));
     let ask = Ask {
         required_scopes: &required,
+        any_scopes: &[],
         audience: None,
         client_ip: Some(address),
     };

@@ -208,7 +208,7 @@ fn beginning(expected: Reason) -> &'static [u8] {
     match expected {
         Reason::Allowed => &[0x08, 1, 0x10, 1],
         Reason::Malformed => &[0x10, 3],
-        Reason::NotFound => &[0x10, 3],
+        Reason::NotFound => &[0x10, 4],
         other => panic!("nothing here is to be answered {other:?}"),
     }
 }
