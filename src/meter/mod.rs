@@ -8,7 +8,7 @@ mod page;
 mod span;
 mod tally;
 
-pub use page::{Page, Told};
+pub use page::{Format, Page, Told};
 pub use span::child;
 pub use tally::{Durations, Tally, thread_number};
 

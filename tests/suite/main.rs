@@ -14,6 +14,7 @@ mod contract_validate;
 mod decisions;
 mod durability;
 mod explained;
+mod exposition;
 mod flood;
 mod floors;
 mod helm;
