@@ -33,7 +33,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::{StartError, config::Config, keyfile};
-use crate::meter::{Page, Tell};
+use crate::meter::{LogLimit, Page, Tell};
 
 const CERT: &str = "GATEKEY_TLS_CERT_FILE";
 const KEY: &str = "GATEKEY_TLS_KEY_FILE";
@@ -87,6 +87,7 @@ impl Tls {
         until: Instant,
     ) -> io::Result<server::TlsStream<TcpStream>> {
         let config = Arc::clone(&self.current.borrow());
+        let peer = stream.peer_addr();
         let greeted = time::timeout_at(until, TlsAcceptor::from(config).accept(stream)).await;
         let (count, greeted) = match greeted {
             Ok(Ok(stream)) => (&self.handshakes.ok, Ok(stream)),
@@ -96,6 +97,14 @@ impl Tls {
                 Err(io::ErrorKind::TimedOut.into()),
             ),
         };
+        // A client that goes away is not logged: the probes of load balancers do so all the time.
+        if let Err(error) = &greeted
+            && error.kind() != io::ErrorKind::UnexpectedEof
+            && self.handshakes.log.admit()
+        {
+            let peer = peer.ok().map(tracing::field::display);
+            info!(peer, %error, "TLS handshake failed");
+        }
         count.fetch_add(1, Ordering::Relaxed);
         greeted
     }
@@ -106,12 +115,25 @@ impl Tls {
     }
 }
 
-/// The handshakes that have ended, counted.
-#[derive(Default)]
+/// The handshakes that have ended, counted; those that failed are logged.
 pub struct Handshakes {
     ok: AtomicU64,
     failed: AtomicU64,
     timeout: AtomicU64,
+    log: Arc<LogLimit>,
+}
+
+impl Default for Handshakes {
+    fn default() -> Self {
+        Self {
+            ok: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            timeout: AtomicU64::new(0),
+            log: LogLimit::new(|suppressed| {
+                info!(suppressed, "more TLS handshakes failed within 10 s");
+            }),
+        }
+    }
 }
 
 impl Tell for Handshakes {

@@ -29,6 +29,7 @@ mod program;
 mod promise;
 mod proto;
 mod readme;
+mod refusals;
 mod rolling;
 mod secrecy;
 mod shedding;
