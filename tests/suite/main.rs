@@ -35,6 +35,7 @@ mod secrecy;
 mod shedding;
 mod start;
 mod statements;
+mod supply_chain;
 mod support;
 mod systems;
 mod tls;
