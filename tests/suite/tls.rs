@@ -326,7 +326,7 @@ async fn replaced_files_are_for_new_connections_and_no_call_fails_meanwhile() {
         let folder = server.folder();
         after.issue_server().write(folder, "server");
         fs::write(folder.join("ca.crt"), &after.pem).expect("the folder takes files");
-        server.wait_for_log("get the new certificate").await;
+        server.wait_for_log("use the new certificate").await;
         while !trusts(&after).await {
             time::sleep(Duration::from_millis(20)).await;
         }
