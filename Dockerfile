@@ -8,17 +8,15 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked && \
     strip target/release/gatekey -o /gatekey && \
-    docker/rootfs.sh /gatekey /rootfs && \
-    mkdir /data
+    docker/rootfs.sh /gatekey /rootfs
 
 # tests/suite/container.rs reads this stage, builds what it says without a registry, and starts the
 # server in it.
 FROM scratch
 COPY --from=build /rootfs/ /
 # The one place that may be written to, for SQLite and the secrets it makes; PostgreSQL needs none.
-COPY --from=build --chown=65532:65532 /data/ /var/lib/gatekey/
 WORKDIR /var/lib/gatekey
-# A number, so that Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can tell that it is not root. Any other user works as well.
 USER 65532:65532
 ENV GATEKEY_LISTEN=0.0.0.0:50051
 EXPOSE 50051

@@ -8,6 +8,9 @@ binary=$1
 folder=$2
 
 mkdir -p "$folder/etc" "$folder/usr/local/bin"
+# For whichever user the container runs as.
+mkdir -p "$folder/var/lib"
+mkdir -m 1777 "$folder/var/lib/gatekey"
 cp "$binary" "$folder/usr/local/bin/gatekey"
 chmod 755 "$folder/usr/local/bin/gatekey"
 

@@ -4,7 +4,10 @@
 //! other key. Without one in the call, the client's certificate tells: who has it is the owner of
 //! that name in tenant `system`. What the caller may do in which tenant is the rooms' to check.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use tonic::{
     Request, Status,
@@ -75,11 +78,13 @@ impl Credentials {
     }
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection, and who calls by it.
 #[derive(Clone, Default, Debug)]
 pub struct Peer {
     ip: Option<IpAddr>,
     name: Option<Arc<str>>,
+    /// The caller of one call, for the log, as soon as it is known. Unset in the connection's own.
+    caller: OnceLock<String>,
 }
 
 impl Peer {
@@ -89,12 +94,29 @@ impl Peer {
         Self {
             ip: Some(ip.to_canonical()),
             name: name.map(Arc::from),
+            caller: OnceLock::new(),
         }
     }
 
     /// Who sent a request.
-    pub(super) fn of<T>(request: &Request<T>) -> Self {
+    pub(super) fn of<T>(request: &Request<T>) -> Arc<Self> {
         request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// The address.
+    pub(super) fn ip(&self) -> Option<IpAddr> {
+        self.ip
+    }
+
+    /// The key or the owner that calls, if that is known.
+    pub(super) fn caller(&self) -> Option<&str> {
+        self.caller.get().map(String::as_str)
+    }
+
+    /// Notes who calls.
+    pub(super) fn identified(&self, caller: impl Into<String>) {
+        // Whoever was noted first stays.
+        let _ = self.caller.set(caller.into());
     }
 }
 
@@ -110,6 +132,7 @@ impl Doors {
     ) -> Result<Caller, Status> {
         let peer = Peer::of(request);
         let caller = self.authenticate(request.metadata(), &peer).await?.caller();
+        peer.identified(&caller.actor);
         if !caller.may_somewhere(action) {
             return Err(Refused::Forbidden(action).into());
         }
@@ -138,6 +161,7 @@ impl Doors {
         }
         let caller = credentials.caller();
         if !caller.may_somewhere(Action::KeysValidate) {
+            peer.identified(caller.actor);
             return Err(Refused::Forbidden(Action::KeysValidate).into());
         }
         Ok(Asker::OfSome(caller))
@@ -170,17 +194,24 @@ impl Doors {
         self.note_use(&decision, question.ask.client_ip);
         match decision {
             Decision::Allowed(key) => Ok(Credentials::Key(key)),
-            Decision::Missing
-            | Decision::Malformed
-            | Decision::NotFound
-            | Decision::Refused(..) => Err(Unknown::BadCredential.into()),
+            Decision::Refused(key, _) => {
+                peer.identified(key.key_id.to_string());
+                Err(Unknown::BadCredential.into())
+            }
+            Decision::Missing | Decision::Malformed | Decision::NotFound => {
+                Err(Unknown::BadCredential.into())
+            }
         }
     }
 
     async fn authenticate_certificate(&self, peer: &Peer) -> Result<Credentials, Status> {
         let name = peer.name.as_deref().ok_or(Unknown::NoCredential)?;
+        let bad = || {
+            peer.identified(name);
+            Unknown::BadCertificate
+        };
         if !is_owner_name(name) {
-            return Err(Unknown::BadCertificate.into());
+            return Err(bad().into());
         }
         let owner = self.validator.vouch(name).await?;
         let ask = Ask {
@@ -190,7 +221,7 @@ impl Doors {
         };
         match owner.standing.decide(self.clock.now(), &ask) {
             Ok(()) => Ok(Credentials::Owner(owner)),
-            Err(_) => Err(Unknown::BadCertificate.into()),
+            Err(_) => Err(bad().into()),
         }
     }
 

@@ -21,15 +21,17 @@ use tonic::{
     body::Body,
     codegen::http::{self, HeaderMap},
 };
+use tonic_types::StatusExt as _;
+use tracing::info;
 
 use super::{
-    Doors,
+    Doors, Peer,
     answer::Answer,
     method::{self, METHODS},
     proto::Reason,
     unary::Reply,
 };
-use crate::meter::{Durations, Page, Tally, Tell};
+use crate::meter::{Durations, LogLimit, Page, Tally, Tell};
 
 /// One in this many Validates is timed.
 const SAMPLED: u32 = 16;
@@ -72,6 +74,8 @@ pub struct Calls {
     /// By code; a Validate that was decided is not among them.
     codes: [Tally<{ CODES.len() }>; NAMES],
     took: [Durations; NAMES],
+    /// Limits the log lines about refused calls.
+    refused: Arc<LogLimit>,
 }
 
 impl Default for Calls {
@@ -84,6 +88,9 @@ impl Default for Calls {
             decisions: Tally::default(),
             codes: array::from_fn(|_| Tally::default()),
             took: array::from_fn(hot),
+            refused: LogLimit::new(|suppressed| {
+                info!(suppressed, "more calls were refused within 10 s");
+            }),
         }
     }
 }
@@ -105,11 +112,30 @@ impl Calls {
         answer
     }
 
-    /// Counts a Validate that ended with an error, which stands in these headers.
-    pub(super) fn count_undecided(&self, headers: &HeaderMap) {
+    /// Counts a Validate that ended with an error, which these headers hold.
+    pub(super) fn count_undecided(&self, headers: &HeaderMap, peer: &Peer) {
         if let Some(code) = code(headers) {
             self.codes[VALIDATE].add(code as usize, 1);
+            self.log_refusal(VALIDATE, code, headers, peer);
         }
+    }
+
+    /// Logs a call whose caller is unknown or lacks the right, at a bounded rate.
+    fn log_refusal(&self, name: usize, code: Code, headers: &HeaderMap, peer: &Peer) {
+        let refused = matches!(code, Code::Unauthenticated | Code::PermissionDenied);
+        if !refused || !self.refused.admit() {
+            return;
+        }
+        let status = Status::from_header_map(headers);
+        let reason = status.and_then(|status| status.get_details_error_info());
+        info!(
+            method = METHODS.get(name).copied(),
+            code = CODES[code as usize],
+            reason = reason.map(|info| info.reason),
+            caller = peer.caller(),
+            peer = peer.ip().map(tracing::field::display),
+            "call refused"
+        );
     }
 }
 
@@ -175,11 +201,12 @@ pub(super) struct Call {
     name: usize,
     began: Instant,
     code: Code,
+    peer: Arc<Peer>,
 }
 
 impl Call {
     /// Begins a call that is no Validate.
-    pub(super) fn begin(doors: &Arc<Doors>, path: &str) -> Self {
+    pub(super) fn begin(doors: &Arc<Doors>, path: &str, peer: &Arc<Peer>) -> Self {
         let other = if path.starts_with("/grpc.") {
             INFRASTRUCTURE
         } else {
@@ -190,6 +217,7 @@ impl Call {
             name: method::find(path).unwrap_or(other),
             began: Instant::now(),
             code: Code::Cancelled,
+            peer: Arc::clone(peer),
         }
     }
 
@@ -204,7 +232,11 @@ impl Call {
 
     /// Notes the end, if these headers are an answer's last ones.
     fn look(&mut self, headers: &HeaderMap) {
-        self.code = code(headers).unwrap_or(self.code);
+        if let Some(code) = code(headers) {
+            self.code = code;
+            let calls = &self.doors.calls;
+            calls.log_refusal(self.name, code, headers, &self.peer);
+        }
     }
 }
 

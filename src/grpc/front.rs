@@ -115,20 +115,28 @@ where
                         let mut grpc =
                             Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
                         let doors = Arc::clone(&doors);
-                        let validate = Validate { doors, peer };
+                        let asking = Arc::new(peer.clone());
+                        let validate = Validate {
+                            doors,
+                            peer: Arc::clone(&asking),
+                        };
                         let answer = Box::pin(grpc.unary(validate, request)).await;
+                        if let Some(caller) = asking.caller() {
+                            peer.identified(caller);
+                        }
                         answer.map(Reply::tonic)
                     }
                 };
                 let answer = complete(answer);
-                doors.calls.count_undecided(answer.headers());
+                doors.calls.count_undecided(answer.headers(), &peer);
                 Ok(answer)
             });
         }
-        let call = Call::begin(&self.house.doors, request.uri().path());
+        let peer = Arc::new(self.peer.clone());
+        let call = Call::begin(&self.house.doors, request.uri().path(), &peer);
         if request.uri().path().starts_with(OTHERS) {
             let stop = self.house.doors.stop.clone();
-            let answer = self.carry_out(request.map(Body::new));
+            let answer = self.carry_out(request.map(Body::new), peer);
             return Box::pin(async move {
                 // Their streams are endless; those of events end by themselves.
                 let ending = |body| Body::new(Ending::new(body, stop.cancelled_owned()));
@@ -142,7 +150,7 @@ where
             let Ok(inside) = Arc::clone(&front.house.calls).try_acquire_owned() else {
                 return Ok(call.ends_with(complete(status::overloaded().into_http())));
             };
-            let answer = front.carry_out(request.map(Body::new)).await;
+            let answer = front.carry_out(request.map(Body::new), peer).await;
             drop(inside);
             Ok(call.ends_with(complete(answer)))
         })
@@ -154,8 +162,9 @@ impl Front {
     fn carry_out(
         &self,
         mut request: http::Request<Body>,
+        peer: Arc<Peer>,
     ) -> impl Future<Output = http::Response<Body>> + Send + use<> {
-        request.extensions_mut().insert(self.peer.clone());
+        request.extensions_mut().insert(peer);
         let mut routes = self.house.routes.clone();
         let answer = async move { routes.call(request).await };
         let answer = self.house.slow.spawn(answer.with_current_context());
@@ -181,7 +190,7 @@ impl Tell for House {
 
 struct Validate {
     doors: Arc<Doors>,
-    peer: Peer,
+    peer: Arc<Peer>,
 }
 
 impl UnaryService<ValidateRequest> for Validate {
@@ -189,7 +198,7 @@ impl UnaryService<ValidateRequest> for Validate {
     type Future = BoxFuture<Response<Answer>, Status>;
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
-        let (doors, peer) = (Arc::clone(&self.doors), self.peer.clone());
+        let (doors, peer) = (Arc::clone(&self.doors), Arc::clone(&self.peer));
         Box::pin(async move {
             let work = doors.answer_validate(request, &peer);
             Ok(Response::new(doors.calls.decide(work).await?))

@@ -41,7 +41,7 @@ impl Doors {
         let audience = fields.line("audience", request.audience, 0..=255);
         let client_ip = fields.ip("client_ip", &request.client_ip);
         fields.check()?;
-        refuse_forbidden(&asker, tenant.as_deref())?;
+        refuse_forbidden(&asker, tenant.as_deref(), peer)?;
 
         let credential = match request.credential {
             Some(validate_request::Credential::Key(text)) => Credential::key(text),
@@ -74,9 +74,14 @@ impl Doors {
 
 /// A caller with other rights in a tenant is told that it may not validate there. One without
 /// any gets NOT_FOUND for every key of it, as if there were no such tenant.
-fn refuse_forbidden(asker: &Asker, tenant: Option<&str>) -> Result<(), Refused> {
+fn refuse_forbidden(asker: &Asker, tenant: Option<&str>, peer: &Peer) -> Result<(), Refused> {
     match tenant.map(|tenant| asker.right(tenant)) {
-        Some(Right::Forbidden) => Err(Refused::Forbidden(Action::KeysValidate)),
+        Some(Right::Forbidden) => {
+            if let Asker::OfSome(caller) = asker {
+                peer.identified(&*caller.actor);
+            }
+            Err(Refused::Forbidden(Action::KeysValidate))
+        }
         Some(Right::Granted | Right::Blind) | None => Ok(()),
     }
 }

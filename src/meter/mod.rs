@@ -4,11 +4,13 @@
 //! array that was made before: no label is looked up, no memory taken, no lock. Labels are given
 //! when somebody reads ([`Tell`]), and come from closed lists: what a caller sends is in none.
 
+mod limit;
 mod page;
 mod span;
 mod tally;
 
-pub use page::{Page, Told};
+pub use limit::LogLimit;
+pub use page::{Format, Page, Told};
 pub use span::child;
 pub use tally::{Durations, Tally, thread_number};
 

@@ -1,4 +1,7 @@
-//! The page that Prometheus reads, written by Prometheus' own library.
+//! The page that Prometheus reads, in either of its text formats, written by Prometheus' own library.
+//!
+//! The library writes OpenMetrics. The classic format differs from it in two things that matter
+//! here: a counter is called by the name of its samples, with `_total`, and no `# EOF` is written.
 
 use std::{fmt, sync::Arc};
 
@@ -11,8 +14,32 @@ use prometheus_client::{
 
 use super::{Durations, Tell};
 
+/// A text format of metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Prometheus' text format
+    /// (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
+    Classic,
+    /// OpenMetrics (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
+    OpenMetrics,
+}
+
+impl Format {
+    /// The value of `Content-Type`.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Classic => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
 /// The page, to be told to.
-pub struct Page<'a>(DescriptorEncoder<'a>);
+pub struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+    format: Format,
+}
 
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
@@ -26,10 +53,11 @@ impl Page<'_> {
         &mut self,
         name: &str,
         help: &str,
-        count: impl EncodeCounterValue,
+        count: impl EncodeCounterValue + EncodeGaugeValue,
     ) -> fmt::Result {
-        let mut metric = self.begin(counter_name(name), help, MetricType::Counter)?;
-        metric.encode_counter::<[(&str, &str); 0], _, u64>(&count, None)
+        let format = self.format;
+        let mut metric = self.begin_counter(name, help)?;
+        encode_count(&mut metric, format, &count)
     }
 
     /// Tells counts that differ by labels.
@@ -40,10 +68,10 @@ impl Page<'_> {
         help: &str,
         counts: impl IntoIterator<Item = (Labels<'l, N>, u64)>,
     ) -> fmt::Result {
-        let mut family = self.begin(counter_name(name), help, MetricType::Counter)?;
+        let format = self.format;
+        let mut family = self.begin_counter(name, help)?;
         for (labels, count) in counts {
-            let mut metric = family.encode_family(&labels)?;
-            metric.encode_counter::<[(&str, &str); 0], _, u64>(&count, None)?;
+            encode_count(&mut family.encode_family(&labels)?, format, &count)?;
         }
         Ok(())
     }
@@ -93,6 +121,18 @@ impl Page<'_> {
         Ok(())
     }
 
+    fn begin_counter<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &str,
+    ) -> Result<Metric<'s>, fmt::Error> {
+        let name = match self.format {
+            Format::Classic => name,
+            Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
+        };
+        self.begin(name, help, MetricType::Counter)
+    }
+
     fn begin<'s>(
         &'s mut self,
         name: &'s str,
@@ -100,15 +140,22 @@ impl Page<'_> {
         kind: MetricType,
     ) -> Result<Metric<'s>, fmt::Error> {
         // The library ends each help by a full stop of its own.
-        self.0.encode_descriptor(name, help, None, kind)
+        self.encoder.encode_descriptor(name, help, None, kind)
     }
 }
 
 type Metric<'a> = prometheus_client::encoding::MetricEncoder<'a>;
 
-/// The library adds the ending by itself.
-fn counter_name(name: &str) -> &str {
-    name.strip_suffix("_total").unwrap_or(name)
+fn encode_count(
+    metric: &mut Metric<'_>,
+    format: Format,
+    count: &(impl EncodeCounterValue + EncodeGaugeValue),
+) -> fmt::Result {
+    match format {
+        // The library adds `_total` to a counter's name and nothing to a gauge's.
+        Format::Classic => metric.encode_gauge(count),
+        Format::OpenMetrics => metric.encode_counter::<[(&str, &str); 0], _, u64>(count, None),
+    }
 }
 
 fn encode(metric: &mut Metric<'_>, durations: &Durations) -> fmt::Result {
@@ -119,42 +166,55 @@ fn encode(metric: &mut Metric<'_>, durations: &Durations) -> fmt::Result {
 }
 
 /// All that has instruments, ready to be told.
-pub struct Told(Registry);
+pub struct Told {
+    classic: Registry,
+    openmetrics: Registry,
+}
 
 impl Told {
-    /// The form that [`Told::page`] is written in.
-    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
     /// What these have, in this order.
     #[must_use]
-    pub fn new(parts: Vec<Arc<dyn Tell>>) -> Self {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Parts(parts)));
-        Self(registry)
+    pub fn new(parts: &[Arc<dyn Tell>]) -> Self {
+        let registry = |format| {
+            let (mut registry, parts) = (Registry::default(), parts.to_vec());
+            registry.register_collector(Box::new(Parts { parts, format }));
+            registry
+        };
+        Self {
+            classic: registry(Format::Classic),
+            openmetrics: registry(Format::OpenMetrics),
+        }
     }
 
     /// What they show now.
     ///
     /// # Errors
     /// See [`Tell::tell`].
-    pub fn page(&self) -> Result<String, fmt::Error> {
+    pub fn page(&self, format: Format) -> Result<String, fmt::Error> {
         let mut page = String::new();
-        text::encode(&mut page, &self.0)?;
+        match format {
+            Format::Classic => text::encode_registry(&mut page, &self.classic)?,
+            Format::OpenMetrics => text::encode(&mut page, &self.openmetrics)?,
+        }
         Ok(page)
     }
 }
 
-struct Parts(Vec<Arc<dyn Tell>>);
+struct Parts {
+    parts: Vec<Arc<dyn Tell>>,
+    format: Format,
+}
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Parts").field(&self.0.len()).finish()
+        f.debug_tuple("Parts").field(&self.parts.len()).finish()
     }
 }
 
 impl Collector for Parts {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut page = Page(encoder);
-        self.0.iter().try_for_each(|part| part.tell(&mut page))
+        let format = self.format;
+        let mut page = Page { encoder, format };
+        self.parts.iter().try_for_each(|part| part.tell(&mut page))
     }
 }

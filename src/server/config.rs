@@ -1,7 +1,7 @@
 //! Settings: each a flag and an environment variable.
 //!
-//! `Debug` redacts: a database URL may hold a password. A setting that cannot work ends the start
-//! with one line that names the variable, the value and what would be right.
+//! `Debug` redacts: a database URL may hold a password. An invalid setting ends the start with one
+//! line that names the variable, the value and what would be right.
 
 use std::{
     env, fmt,
@@ -13,13 +13,10 @@ use std::{
     time::Duration,
 };
 
-use clap::{
-    Args, CommandFactory as _, Parser, Subcommand, ValueEnum,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
-use super::telemetry::LogFormat;
+use super::{environment, telemetry::LogFormat};
 use crate::service::secret::HashCost;
 
 /// The value of `GATEKEY_PEPPER_FILE` that means none at all.
@@ -115,6 +112,22 @@ pub struct Config {
     /// m=1024,t=1,p=1, is safe for it
     #[arg(long, env = "GATEKEY_ARGON2", default_value_t = HashCost::default(), value_name = "COST", global = true)]
     pub argon2: HashCost,
+
+    /// Accept secret files (admin token, pepper, TLS key) that group or others can access, such as a
+    /// Kubernetes secret that is mounted with `fsGroup`
+    #[arg(
+        long,
+        env = "GATEKEY_ALLOW_READABLE_SECRETS",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        hide_possible_values = true,
+        value_name = "BOOL",
+        action = clap::ArgAction::Set,
+        global = true
+    )]
+    pub allow_readable_secrets: bool,
 
     /// How many keys are held in memory
     #[arg(long, env = "GATEKEY_CACHE_KEYS", default_value_t = 1_000_000, value_name = "KEYS", value_parser = parse_count, global = true)]
@@ -261,6 +274,7 @@ impl fmt::Debug for Config {
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
             .field("argon2", &self.argon2)
+            .field("allow_readable_secrets", &self.allow_readable_secrets)
             .field("cache_keys", &self.cache_keys)
             .field("warm_keys", &self.warm_keys)
             .field("lease", &self.lease)
@@ -280,70 +294,22 @@ impl fmt::Debug for Config {
 /// Reads the command line and the environment.
 ///
 /// # Errors
-/// The exit code, once help, the version or what is wrong has been printed.
+/// The exit code, once help, the version or the error has been printed.
 pub fn parse() -> Result<(Command, Config), ExitCode> {
-    match Cli::try_parse() {
+    let parsed = environment::without_empty(Cli::command())
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
         Ok(cli) => Ok((cli.command.unwrap_or(Command::Serve), cli.config)),
-        Err(error) => Err(explain(&error)),
+        Err(error) => Err(environment::explain(&Cli::command(), &error)),
     }
 }
 
-fn explain(error: &clap::Error) -> ExitCode {
-    match bad_setting(error) {
-        Some(line) => eprintln!("gatekey: {line}"),
-        // Nothing can be done about a closed terminal.
-        None => drop(error.print()),
-    }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-}
-
-/// The one line about a setting's value that cannot work.
-fn bad_setting(error: &clap::Error) -> Option<String> {
-    if error.kind() == ErrorKind::InvalidUtf8 {
-        return Some(not_text());
-    }
-    if !matches!(
-        error.kind(),
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue
-    ) {
-        return None;
-    }
-    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
-        return None;
-    };
-    let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) else {
-        return None;
-    };
-    let long = flag.trim_start_matches('-').split(' ').next()?;
-    let command = Cli::command();
-    let argument = command
-        .get_arguments()
-        .find(|argument| argument.get_long() == Some(long))?;
-    let variable = argument.get_env()?.to_str()?;
-    let right = match (
-        error.get(ContextKind::ValidValue),
-        std::error::Error::source(error),
-    ) {
-        (Some(ContextValue::Strings(values)), _) if values.is_empty() => {
-            "must not be empty".to_owned()
-        }
-        (Some(ContextValue::Strings(values)), _) => format!("must be {}", values.join(" or ")),
-        (_, Some(source)) => source.to_string(),
-        _ => "see --help".to_owned(),
-    };
-    Some(format!("{variable}={value} cannot work: {right}"))
-}
-
-/// The one line about an argument or a variable that is no text.
-fn not_text() -> String {
-    let command = Cli::command();
-    let variables = command.get_arguments().filter_map(clap::Arg::get_env);
-    let set = variables.filter_map(|name| Some((name.to_str()?, env::var_os(name)?)));
-    let wrong = set.into_iter().find(|(_, value)| value.to_str().is_none());
-    match wrong {
-        Some((name, _)) => format!("{name} cannot work: it must be UTF-8"),
-        None => "an argument cannot work: it must be UTF-8".to_owned(),
-    }
+/// The variables in the environment that look like settings but are not, each with the nearest
+/// setting.
+#[must_use]
+pub fn unknown_variables() -> Vec<(String, String)> {
+    environment::unknown(&Cli::command(), env::vars_os())
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
@@ -424,29 +390,5 @@ mod tests {
             config(&["serve", "--drain", "3s"]).drain,
             Duration::from_secs(3)
         );
-    }
-
-    #[test]
-    fn a_wrong_value_is_one_line_with_its_variable() {
-        for (flag, value, line) in [
-            (
-                "--listen",
-                "nowhere",
-                "GATEKEY_LISTEN=nowhere cannot work: must be an address and a port, such as 127.0.0.1:50051",
-            ),
-            (
-                "--drain",
-                "20",
-                "GATEKEY_DRAIN=20 cannot work: must be a duration with its unit, such as 500ms, 10s or 15m",
-            ),
-            (
-                "--log-format",
-                "xml",
-                "GATEKEY_LOG_FORMAT=xml cannot work: must be text or json",
-            ),
-        ] {
-            let error = Cli::try_parse_from(["gatekey", flag, value]).unwrap_err();
-            assert_eq!(bad_setting(&error).as_deref(), Some(line));
-        }
     }
 }

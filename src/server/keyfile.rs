@@ -1,12 +1,12 @@
-//! The two files that hold secrets: read, or made on the first start.
+//! The files that hold secrets: read, or made on the first start.
 //!
-//! On SQLite a missing one is made, readable by its owner alone. On PostgreSQL replicas must
-//! share them, so that a missing one is an error.
+//! On SQLite a missing one is made, readable by its owner only. On PostgreSQL replicas must share
+//! them, so a missing one is an error.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -21,7 +21,12 @@ use crate::{
     store::{Engine, Store},
 };
 
-/// What the files hold, and which of them were made just now.
+/// The permission bits of a file's group and of all others.
+const GROUP_AND_OTHERS: u32 = 0o077;
+/// What some editors put at the beginning of a file.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The content of the files, and which of them were made now.
 pub struct KeyFiles {
     pub admin: AdminToken,
     pub peppers: Peppers,
@@ -39,31 +44,35 @@ pub async fn read(
 ) -> Result<KeyFiles, StartError> {
     let mut made = Vec::new();
     let mut file = |variable, path: &Path, may_make: bool, generate: fn() -> Zeroizing<String>| {
-        let wrong = |why: String| setting(variable, path, why);
-        match fs::read_to_string(path) {
-            Ok(text) => Ok(Zeroizing::new(text)),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(wrong(error.to_string())),
-            Err(_) if engine == Engine::Postgres => Err(wrong(
-                "there is no such file, and replicas must share one".to_owned(),
-            )),
-            Err(_) if !may_make => Err(wrong(
-                "there is no such file, but the store's keys were made under a pepper: restore \
-                 it, or, if it is lost, run `gatekey migrate --forget-peppers`"
-                    .to_owned(),
-            )),
-            Err(_) => {
+        let wrong = |why: String| StartError::file(variable, path, why);
+        match read_secret(path, config.allow_readable_secrets) {
+            Ok(bytes) => text(&bytes).map_err(|why| wrong(why.to_owned())),
+            Err(SecretFileError::Unreadable(error)) if error.kind() == io::ErrorKind::NotFound => {
+                if engine == Engine::Postgres {
+                    return Err(wrong(
+                        "there is no such file, and replicas must share one".to_owned(),
+                    ));
+                }
+                if !may_make {
+                    return Err(wrong(
+                        "there is no such file, but the store's keys were made under a pepper: \
+                         restore it, or, if it is lost, run `gatekey migrate --forget-peppers`"
+                            .to_owned(),
+                    ));
+                }
                 let text = generate();
                 write(path, &text).map_err(|error| wrong(error.to_string()))?;
                 made.push(fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()));
                 Ok(text)
             }
+            Err(error) => Err(wrong(error.to_string())),
         }
     };
 
     let path = &config.admin_token_file;
     let admin = file("GATEKEY_ADMIN_TOKEN_FILE", path, true, AdminToken::generate)?;
     let admin = AdminToken::parse(&admin)
-        .map_err(|wrong| setting("GATEKEY_ADMIN_TOKEN_FILE", path, wrong.to_string()))?;
+        .map_err(|wrong| StartError::file("GATEKEY_ADMIN_TOKEN_FILE", path, wrong.to_string()))?;
 
     let path = &config.pepper_file;
     let peppers = if path.as_os_str() == NO_PEPPER {
@@ -72,7 +81,7 @@ pub async fn read(
         let unused = store.pepper_checks().await?.is_empty();
         let peppers = file("GATEKEY_PEPPER_FILE", path, unused, Peppers::generate)?;
         Peppers::parse(&peppers)
-            .map_err(|wrong| setting("GATEKEY_PEPPER_FILE", path, wrong.to_string()))?
+            .map_err(|wrong| StartError::file("GATEKEY_PEPPER_FILE", path, wrong.to_string()))?
     };
     Ok(KeyFiles {
         admin,
@@ -81,19 +90,53 @@ pub async fn read(
     })
 }
 
-fn setting(variable: &'static str, path: &Path, why: String) -> StartError {
-    StartError::Setting {
-        variable,
-        value: path.display().to_string(),
-        why,
-    }
+/// Why a secret file was not read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SecretFileError {
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    #[error(
+        "its mode is {mode:04o}, so that group or others can access it: run `chmod 600 {path}`, \
+         or set GATEKEY_ALLOW_READABLE_SECRETS=true"
+    )]
+    Exposed { mode: u32, path: String },
 }
 
-/// Writes a whole file or none, readable by its owner alone.
+/// Reads a file that holds a secret. Links are followed, because Kubernetes mounts secrets as links.
+///
+/// # Errors
+/// When the file cannot be read, or when group or others can access it and `allow_readable` is
+/// false.
+pub(super) fn read_secret(
+    path: &Path,
+    allow_readable: bool,
+) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_file() && mode & GROUP_AND_OTHERS != 0 && !allow_readable {
+        let path = path.display().to_string();
+        return Err(SecretFileError::Exposed { mode, path });
+    }
+    // Room for all of it, so that no copy is left behind by a growing buffer.
+    let room = usize::try_from(metadata.len()).unwrap_or_default() + 1;
+    let mut content = Zeroizing::new(Vec::with_capacity(room));
+    file.read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The text of a file, without a byte order mark.
+fn text(bytes: &[u8]) -> Result<Zeroizing<String>, &'static str> {
+    let text = str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// Writes a whole file or none, readable by its owner only.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
-    // What a broken start left behind has whatever mode it has.
+    // A file that an interrupted start left behind can have any mode.
     match fs::remove_file(&part) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

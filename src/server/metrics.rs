@@ -7,7 +7,7 @@ use std::{convert::Infallible, fmt, fs, io, sync::Arc, time::Duration};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap, VARY},
     server::conn::http1,
     service::service_fn,
 };
@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     domain::clock::Timestamp,
-    meter::{Page, Tell, Told},
+    meter::{Format, Page, Tell, Told},
 };
 
 /// More readers at once wait for each other.
@@ -41,7 +41,8 @@ pub(super) fn start(
     parts: [Arc<dyn Tell>; 2],
 ) -> AbortOnDropHandle<()> {
     let process = Arc::new(Process { started }) as Arc<dyn Tell>;
-    let told = Told::new([process].into_iter().chain(parts).collect());
+    let [calls, connections] = parts;
+    let told = Told::new(&[process, calls, connections]);
     AbortOnDropHandle::new(tokio::spawn(serve(listener, told)))
 }
 
@@ -98,11 +99,77 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
             String::new(),
         );
     }
-    let Ok(page) = told.page() else {
+    let format = format(request.headers());
+    let Ok(page) = told.page(format) else {
         let body = "the page could not be written\n".to_owned();
         return with(StatusCode::INTERNAL_SERVER_ERROR, CONTENT_TYPE, TEXT, body);
     };
-    with(StatusCode::OK, CONTENT_TYPE, Told::CONTENT_TYPE, page)
+    let mut response = with(StatusCode::OK, CONTENT_TYPE, format.content_type(), page);
+    let vary = hyper::header::HeaderValue::from_static("accept");
+    response.headers_mut().insert(VARY, vary);
+    response
+}
+
+/// Chooses the format that `Accept` prefers; the classic one where it has no preference.
+fn format(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(ACCEPT).iter();
+    let accepted = accepted.filter_map(|value| value.to_str().ok());
+    let ranges: Vec<_> = accepted
+        .flat_map(|value| value.split(','))
+        .map(Range::parse)
+        .collect();
+    let weight = |kind: &str, version: &str| {
+        let (group, _) = kind.split_once('/').unwrap_or((kind, ""));
+        let of = |wanted: &str| {
+            let wanted = ranges
+                .iter()
+                .filter(|range| range.kind.eq_ignore_ascii_case(wanted));
+            let versions = wanted.filter(|range| range.version.is_none_or(|it| it == version));
+            versions.map(|range| range.weight).reduce(f32::max)
+        };
+        // What is more specific counts more (RFC 9110, 12.5.1).
+        of(kind).or_else(|| of(&format!("{group}/*")))
+    };
+    let any = ranges.iter().filter(|range| range.kind == "*/*");
+    let any = any
+        .map(|range| range.weight)
+        .reduce(f32::max)
+        .unwrap_or(0.0);
+    let classic = weight("text/plain", "0.0.4").unwrap_or(any);
+    match weight("application/openmetrics-text", "1.0.0") {
+        Some(openmetrics) if openmetrics > classic => Format::OpenMetrics,
+        _ => Format::Classic,
+    }
+}
+
+/// One range of media types that `Accept` lists.
+struct Range<'a> {
+    kind: &'a str,
+    version: Option<&'a str>,
+    weight: f32,
+}
+
+impl<'a> Range<'a> {
+    fn parse(range: &'a str) -> Self {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let parameters: Vec<_> = parts.filter_map(|part| part.split_once('=')).collect();
+        let parameter = |name: &str| {
+            let mut found = parameters
+                .iter()
+                .filter(|(it, _)| it.trim().eq_ignore_ascii_case(name));
+            found
+                .next()
+                .map(|(_, value)| value.trim().trim_matches('"'))
+        };
+        let weight = parameter("q").map_or(Some(1.0), |q| q.parse().ok());
+        Self {
+            kind,
+            version: parameter("version"),
+            // An unreadable weight is none.
+            weight: weight.filter(|it| (0.0..=1.0).contains(it)).unwrap_or(0.0),
+        }
+    }
 }
 
 /// The process itself, by the names that Prometheus' own libraries use.
@@ -196,6 +263,46 @@ impl Used {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_format_is_the_one_that_is_accepted_most() {
+        use Format::{Classic, OpenMetrics};
+        const PROMETHEUS_2: &str = "application/openmetrics-text;version=1.0.0;q=0.8,\
+             application/openmetrics-text;version=0.0.1;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        const PROMETHEUS_3: &str = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
+             application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,\
+             text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
+        for (accepted, chosen) in [
+            (&[][..], Classic),
+            (&["*/*"], Classic),
+            (&[PROMETHEUS_2], OpenMetrics),
+            (&[PROMETHEUS_3], OpenMetrics),
+            (&["text/plain;version=0.0.4;q=0.5,*/*;q=0.1"], Classic),
+            (&["application/openmetrics-text"], OpenMetrics),
+            (
+                &["Application/OpenMetrics-Text; Version=\"1.0.0\""],
+                OpenMetrics,
+            ),
+            (&["application/openmetrics-text;version=0.0.1"], Classic),
+            (&["application/openmetrics-text;q=0"], Classic),
+            (&["application/openmetrics-text;q=loud"], Classic),
+            (&["application/openmetrics-text, text/plain"], Classic),
+            (&["application/openmetrics-text;q=0.5, */*;q=0.9"], Classic),
+            (
+                &["application/openmetrics-text;q=0.9", "text/plain;q=0.5"],
+                OpenMetrics,
+            ),
+            (&["text/*;q=0.3, application/*;q=0.4"], OpenMetrics),
+            (&["application/json"], Classic),
+            (&["", ";;,=,q=1"], Classic),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in accepted {
+                headers.append(ACCEPT, value.parse().unwrap());
+            }
+            assert_eq!(format(&headers), chosen, "{accepted:?}");
+        }
+    }
 
     #[test]
     fn what_a_process_uses_is_read_whatever_it_is_called() {

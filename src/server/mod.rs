@@ -4,6 +4,8 @@
 
 pub mod config;
 mod connection;
+mod environment;
+mod first_steps;
 pub mod health;
 mod keyfile;
 mod metrics;
@@ -11,7 +13,7 @@ mod telemetry;
 mod tls;
 mod workers;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{
@@ -66,7 +68,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Why gatekey could not start, in one line.
 #[derive(Debug, Error)]
 pub enum StartError {
-    #[error("{variable}={value} cannot work: {why}")]
+    #[error("{variable} is invalid: {value}: {why}")]
     Setting {
         variable: &'static str,
         value: String,
@@ -82,12 +84,26 @@ pub enum StartError {
     NotReady(&'static str),
 }
 
+impl StartError {
+    /// An invalid setting that names a file.
+    fn file(variable: &'static str, path: &Path, why: String) -> Self {
+        Self::Setting {
+            variable,
+            value: path.display().to_string(),
+            why,
+        }
+    }
+}
+
 /// Serves until SIGTERM or SIGINT, and then until what was begun is finished.
 ///
 /// # Errors
 /// When it cannot start.
 pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
     let telemetry = runtime.block_on(async { telemetry::start(config.log, config.log_format) })?;
+    for (variable, nearest) in config::unknown_variables() {
+        warn!("{variable} is not a setting of gatekey; the nearest setting is {nearest}");
+    }
     let served = runtime.block_on(run(config, &telemetry));
     telemetry.stop();
     served
@@ -186,16 +202,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let telling = ports
         .metrics
         .map(|port| metrics::start(port, started, tellers));
-    info!(
-        listen = %ports.listen,
-        tls = tls.is_some(),
-        health_listen = ports.health_listen.map(tracing::field::display),
-        metrics_listen = ports.metrics_listen.map(tracing::field::display),
-        store = config.shown_database_url(),
-        version = env!("CARGO_PKG_VERSION"),
-        "serving"
-    );
-    tell_first_steps(&made, config, ports.listen);
+    let others = [ports.health_listen, ports.metrics_listen];
+    announce(config, ports.listen, others, tls.is_some());
+    if store.count_keys(1).await.is_ok_and(|keys| keys == 0) {
+        first_steps::print(&made, config, ports.listen);
+    }
 
     let asked = tokio::select! {
         () = workers.accept(&ports.main, &stop) => "none",
@@ -219,6 +230,20 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");
     Ok(())
+}
+
+/// Logs where it serves.
+fn announce(config: &Config, listen: SocketAddr, others: [Option<SocketAddr>; 2], tls: bool) {
+    let [health_listen, metrics_listen] = others.map(|it| it.map(tracing::field::display));
+    info!(
+        %listen,
+        tls,
+        health_listen,
+        metrics_listen,
+        store = config.shown_database_url(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
 }
 
 /// Opens the store; one that does not answer is tried for a while.
@@ -320,11 +345,11 @@ fn bad_store(config: &Config, error: &OpenError) -> StartError {
 fn bad_pepper(config: &Config, mismatch: PepperMismatch) -> StartError {
     match mismatch {
         PepperMismatch::Store(error) => error.into(),
-        PepperMismatch::Unfit(unfit) => StartError::Setting {
-            variable: "GATEKEY_PEPPER_FILE",
-            value: config.pepper_file.display().to_string(),
-            why: unfit.to_string(),
-        },
+        PepperMismatch::Unfit(unfit) => StartError::file(
+            "GATEKEY_PEPPER_FILE",
+            &config.pepper_file,
+            unfit.to_string(),
+        ),
     }
 }
 
@@ -349,27 +374,4 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 
 fn reflection_error(error: tonic_reflection::server::Error) -> StartError {
     StartError::Process(io::Error::other(error))
-}
-
-/// On the first start: where the secrets are, and what to type next.
-fn tell_first_steps(made: &[PathBuf], config: &Config, listen: SocketAddr) {
-    if made.is_empty() {
-        return;
-    }
-    let files: Vec<_> = made.iter().map(|path| path.display().to_string()).collect();
-    let token = &config.admin_token_file;
-    let token = token.canonicalize().unwrap_or_else(|_| token.clone());
-    // In quotes for the shell, whatever is in the path.
-    let token = format!("'{}'", token.display().to_string().replace('\'', r"'\''"));
-    println!(
-        "Made {}: keep them, and keep them secret.",
-        files.join(" and ")
-    );
-    println!(
-        "Serving gRPC on {listen}, keys in {}. Issue the first one:",
-        config.shown_database_url()
-    );
-    println!(
-        "  grpcurl -plaintext -H \"authorization: Bearer $(cat {token})\" -d '{{\"tenant_id\":\"default\",\"owner_id\":\"me\",\"label\":\"first\",\"scopes\":[\"*\"]}}' {listen} gatekey.v1.KeyService/CreateKey"
-    );
 }

@@ -47,8 +47,8 @@ pub enum LogFormat {
 /// Why telemetry could not start. Never a collector that does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A variable holds what cannot work.
-    #[error("{variable}={value} cannot work: it must be {want}")]
+    /// A variable has an invalid value.
+    #[error("{variable} is invalid: {value}: must be {want}")]
     Setting {
         /// The variable's name.
         variable: &'static str,
@@ -57,9 +57,14 @@ pub enum TelemetryError {
         /// What would be right.
         want: &'static str,
     },
-    /// The collector's address is no address.
-    #[error("{0}; it must be a URL such as http://collector:4317")]
-    Exporter(#[from] ExporterBuildError),
+    /// The collector's address, or another setting of the exporter, is invalid.
+    #[error("{variable} is invalid: {source}; must be a URL such as http://collector:4317")]
+    Exporter {
+        /// The variable's name.
+        variable: &'static str,
+        /// The exporter's own description.
+        source: ExporterBuildError,
+    },
     /// Something in this process logs already.
     #[error("the log cannot start: {0}")]
     Log(#[from] TryInitError),
@@ -79,13 +84,15 @@ pub struct Telemetry {
 /// connection.
 ///
 /// # Errors
-/// When a setting cannot work, or when it is called a second time.
+/// When a setting is invalid, or when it is called a second time.
 pub fn start(log: LevelFilter, format: LogFormat) -> Result<Telemetry, TelemetryError> {
     let collector = first(&[
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
     ]);
-    let provider = collector.map(|_| provider()).transpose()?;
+    let provider = collector
+        .map(|(variable, _)| provider(variable))
+        .transpose()?;
     let traces = provider.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("gatekey"))
@@ -153,13 +160,17 @@ where
 
 /// The exporter and its queue. The SDK reads most `OTEL_*` variables by itself: headers, timeout,
 /// batching (`OTEL_BSP_*`), limits; what stands here is the rest.
-fn provider() -> Result<SdkTracerProvider, TelemetryError> {
+fn provider(endpoint: &'static str) -> Result<SdkTracerProvider, TelemetryError> {
     check()?;
     let otlp = SpanExporter::builder()
         .with_tonic()
         // Only for https; without it the exporter would trust no certificate at all.
         .with_tls_config(ClientTlsConfig::new().with_enabled_roots())
-        .build()?;
+        .build()
+        .map_err(|source| TelemetryError::Exporter {
+            variable: endpoint,
+            source,
+        })?;
     let resource = Resource::builder_empty()
         .with_attributes([
             KeyValue::new("service.name", "gatekey"),

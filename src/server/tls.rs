@@ -1,11 +1,11 @@
 //! TLS: certificate, key and clients' CAs, from files that are watched.
 //!
-//! New connections get what the files hold now; files that cannot work leave in place what was
-//! there. No text of a key leaves this file, in an error neither. No session is resumed, so that a
+//! New connections get what the files hold now; invalid files leave in place what was there. No text of a key leaves this file, in an error neither. No session is resumed, so that a
 //! client's certificate is checked for each connection.
 
 use std::{
     fmt, fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -29,11 +29,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::{StartError, config::Config};
-use crate::meter::{Page, Tell};
+use super::{StartError, config::Config, keyfile};
+use crate::meter::{LogLimit, Page, Tell};
 
 const CERT: &str = "GATEKEY_TLS_CERT_FILE";
 const KEY: &str = "GATEKEY_TLS_KEY_FILE";
@@ -87,18 +87,24 @@ impl Tls {
         until: Instant,
     ) -> io::Result<server::TlsStream<TcpStream>> {
         let config = Arc::clone(&self.current.borrow());
+        let peer = stream.peer_addr();
         let greeted = time::timeout_at(until, TlsAcceptor::from(config).accept(stream)).await;
         let (count, greeted) = match greeted {
             Ok(Ok(stream)) => (&self.handshakes.ok, Ok(stream)),
-            Ok(Err(error)) => {
-                debug!(%error, "a TLS handshake failed");
-                (&self.handshakes.failed, Err(error))
-            }
+            Ok(Err(error)) => (&self.handshakes.failed, Err(error)),
             Err(_) => (
                 &self.handshakes.timeout,
                 Err(io::ErrorKind::TimedOut.into()),
             ),
         };
+        // A client that goes away is not logged: the probes of load balancers do so all the time.
+        if let Err(error) = &greeted
+            && error.kind() != io::ErrorKind::UnexpectedEof
+            && self.handshakes.log.admit()
+        {
+            let peer = peer.ok().map(tracing::field::display);
+            info!(peer, %error, "TLS handshake failed");
+        }
         count.fetch_add(1, Ordering::Relaxed);
         greeted
     }
@@ -109,12 +115,25 @@ impl Tls {
     }
 }
 
-/// The handshakes that have ended, counted.
-#[derive(Default)]
+/// The handshakes that have ended, counted; those that failed are logged.
 pub struct Handshakes {
     ok: AtomicU64,
     failed: AtomicU64,
     timeout: AtomicU64,
+    log: Arc<LogLimit>,
+}
+
+impl Default for Handshakes {
+    fn default() -> Self {
+        Self {
+            ok: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            timeout: AtomicU64::new(0),
+            log: LogLimit::new(|suppressed| {
+                info!(suppressed, "more TLS handshakes failed within 10 s");
+            }),
+        }
+    }
 }
 
 impl Tell for Handshakes {
@@ -144,6 +163,24 @@ pub fn name(stream: &server::TlsStream<TcpStream>) -> Option<String> {
     let mut uris = certificate.valid_uri_names();
     let mut names = certificate.valid_dns_names();
     uris.next().or_else(|| names.next()).map(str::to_owned)
+}
+
+/// Returns the name by which a client has to call the server that shows this certificate at this
+/// address. `None`: by the address itself, or the certificate has no name.
+pub fn name_for(certificate: &Path, address: IpAddr) -> Option<String> {
+    let pem = fs::read(certificate).ok()?;
+    let certificate = CertificateDer::from_pem_slice(&pem).ok()?;
+    let certificate = webpki::EndEntityCert::try_from(&certificate).ok()?;
+    let address = ServerName::IpAddress(address.into());
+    if certificate
+        .verify_is_valid_for_subject_name(&address)
+        .is_ok()
+    {
+        return None;
+    }
+    let mut names = certificate.valid_dns_names();
+    // A client may call a wildcard by any name.
+    names.next().map(|name| name.replace('*', "gatekey"))
 }
 
 /// Connects to the server that these settings describe, and to no other: it must have the very
@@ -201,10 +238,10 @@ async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<S
         match read.and_then(|content| files.server(&content)) {
             Ok(config) => {
                 current.send_replace(Arc::new(config));
-                info!("new connections get the new certificate");
+                info!("TLS files reloaded; new connections use the new certificate");
             }
             Err(error) => {
-                warn!(%error, "the files of TLS cannot be used: what was before is kept");
+                warn!(%error, "TLS reload failed; keeping the current certificate");
             }
         }
     }
@@ -215,6 +252,8 @@ struct Files {
     cert: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
+    /// Whether group and others may have access to the key.
+    allow_readable: bool,
 }
 
 /// What is there.
@@ -243,7 +282,11 @@ impl Files {
     /// The files that the settings name.
     fn of(config: &Config) -> Result<Option<Self>, StartError> {
         let alone = |variable, path: &Path, missing: &str| {
-            Err(setting(variable, path, format!("set {missing}, too")))
+            Err(StartError::file(
+                variable,
+                path,
+                format!("set {missing}, too"),
+            ))
         };
         let ca = &config.tls_client_ca_file;
         match (&config.tls_cert_file, &config.tls_key_file, ca) {
@@ -251,6 +294,7 @@ impl Files {
                 cert: cert.clone(),
                 key: key.clone(),
                 client_ca: ca.clone(),
+                allow_readable: config.allow_readable_secrets,
             })),
             (Some(cert), None, _) => alone(CERT, cert, KEY),
             (None, Some(key), _) => alone(KEY, key, CERT),
@@ -266,27 +310,28 @@ impl Files {
     fn read(&self) -> Result<Content, StartError> {
         let read = |variable, path: &Path| {
             let read = fs::read(path);
-            read.map_err(|error| setting(variable, path, error.to_string()))
+            read.map_err(|error| StartError::file(variable, path, error.to_string()))
         };
         let client_ca = self.client_ca.as_ref();
         Ok(Content {
             cert: read(CERT, &self.cert)?,
-            key: Zeroizing::new(read(KEY, &self.key)?),
+            key: keyfile::read_secret(&self.key, self.allow_readable)
+                .map_err(|error| StartError::file(KEY, &self.key, error.to_string()))?,
             client_ca: client_ca.map(|path| read(CLIENT_CA, path)).transpose()?,
         })
     }
 
     /// What connections are encrypted with, by this content.
     fn server(&self, content: &Content) -> Result<ServerConfig, StartError> {
-        let cert = |why: String| setting(CERT, &self.cert, why);
-        let key = |why: &str| setting(KEY, &self.key, why.to_owned());
+        let cert = |why: String| StartError::file(CERT, &self.cert, why);
+        let key = |why: &str| StartError::file(KEY, &self.key, why.to_owned());
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| cert(error.to_string()))?;
         let config = match (&self.client_ca, &content.client_ca) {
             (Some(path), Some(pem)) => {
-                let wrong = |why: String| setting(CLIENT_CA, path, why);
+                let wrong = |why: String| StartError::file(CLIENT_CA, path, why);
                 let mut roots = RootCertStore::empty();
                 for ca in certificates(pem).map_err(|why| wrong(why.to_owned()))? {
                     let added = roots.add(ca);
@@ -330,14 +375,6 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str
         return Err("there is no certificate in it (PEM)");
     }
     Ok(found)
-}
-
-fn setting(variable: &'static str, path: &Path, why: String) -> StartError {
-    StartError::Setting {
-        variable,
-        value: path.display().to_string(),
-        why,
-    }
 }
 
 /// Takes one certificate for good and no other, whatever name the server is called by.

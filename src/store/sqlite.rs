@@ -1,11 +1,13 @@
 //! SQLite: one file, one process, one writer with read-only readers beside it.
 //!
 //! What was answered survives a power cut: WAL with `synchronous=FULL`. A lock beside the file
-//! tells a second process that it is one too many.
+//! tells a second process that it is one too many. Only the owner of these files can access them.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, OpenOptions, Permissions, TryLockError},
+    io,
     num::NonZero,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr as _,
     sync::Arc,
@@ -19,7 +21,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use rustix::fs::OFlags;
 use tokio::sync::Notify;
+use tracing::warn;
 
 use super::{OpenError, Store, loaders::Loaders, measured::Measured, text};
 
@@ -55,7 +59,8 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     if url.contains(":memory:") || url.contains("mode=memory") {
         return Err(OpenError::InMemory);
     }
-    let lock = lock(&real(file))?;
+    let file = create(&file)?;
+    let lock = lock(&file)?;
 
     let reader = writer.clone().create_if_missing(false).read_only(true);
     let pool = SqlitePoolOptions::new()
@@ -64,6 +69,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .test_before_acquire(false);
     let writer = pool.clone().max_connections(1).connect_with(writer).await?;
     MIGRATIONS.run(&writer).await?;
+    restrict(&file);
     // The one connection that the only member's row is on.
     let pulse = pool
         .clone()
@@ -111,34 +117,69 @@ impl Hints {
     async fn close(&self) {}
 }
 
-/// The file itself, by whatever name it was given: two names must not have two locks.
-fn real(file: PathBuf) -> PathBuf {
-    if let Ok(real) = file.canonicalize() {
-        return real;
-    }
-    let folder = file
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new(".")).canonicalize();
-    match (folder, file.file_name()) {
-        (Ok(folder), Some(name)) => folder.join(name),
-        _ => file,
+/// The mode of every file of the database. SQLite gives `-wal` and `-shm` the mode of the database
+/// file whenever it makes them, whatever the umask.
+const MODE: u32 = 0o600;
+
+/// Creates the database file if it is missing, and returns its real path: one file must not have
+/// two locks because it has two names.
+fn create(file: &Path) -> Result<PathBuf, OpenError> {
+    let created = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(MODE)
+        .open(file);
+    let real = created.and_then(|_| file.canonicalize());
+    real.map_err(unusable(file))
+}
+
+/// Takes access to the database from group and others, for files that an earlier version created.
+fn restrict(file: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let path = beside(file, suffix);
+        // No file is opened here: closing it would drop SQLite's locks on it.
+        let mode = fs::symlink_metadata(&path)
+            .ok()
+            .filter(fs::Metadata::is_file)
+            .map(|metadata| metadata.permissions().mode());
+        if mode.is_some_and(|mode| mode & 0o077 != 0)
+            && let Err(error) = fs::set_permissions(&path, Permissions::from_mode(MODE))
+        {
+            warn!(%error, file = %path.display(), "group or others can access a database file");
+        }
     }
 }
 
 /// Locks `<file>.lock` for as long as the returned file is open.
 fn lock(file: &Path) -> Result<File, OpenError> {
-    let mut path = file.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let unusable = |source| OpenError::File {
-        path: path.clone(),
-        source,
-    };
-    let lock = File::create(&path).map_err(unusable)?;
+    let path = beside(file, ".lock");
+    let nofollow = OFlags::NOFOLLOW.bits().cast_signed();
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(MODE)
+        .custom_flags(nofollow)
+        .open(&path)
+        .map_err(unusable(&path))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(file.to_owned())),
-        Err(TryLockError::Error(error)) => Err(unusable(error)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(file.to_owned())),
+        Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
     }
+    // It holds nothing, so that another owner's file is good enough.
+    let _ = lock.set_permissions(Permissions::from_mode(MODE));
+    Ok(lock)
+}
+
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> OpenError + use<> {
+    let path = path.to_owned();
+    move |source| OpenError::File { path, source }
 }

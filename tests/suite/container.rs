@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -68,7 +68,6 @@ impl Image {
         let script = repository().join("docker/rootfs.sh");
         let binary = env!("CARGO_BIN_EXE_gatekey");
         tool::run(Command::new(script).arg(binary).arg(before.join("rootfs")));
-        fs::create_dir(before.join("data")).expect("a new folder");
         fs::create_dir(image.root()).expect("a new folder");
 
         let lines = stage
@@ -78,11 +77,7 @@ impl Image {
             let (instruction, rest) = line.split_once(' ').expect("an instruction says something");
             let words: Vec<_> = rest.split(' ').collect();
             match (instruction, &*words) {
-                ("COPY", ["--from=build", from, to]) => image.copy(&before, from, to, 0),
-                ("COPY", ["--from=build", owner, from, to]) => {
-                    assert_eq!(*owner, format!("--chown={USER}:{USER}"));
-                    image.copy(&before, from, to, USER);
-                }
+                ("COPY", ["--from=build", from, to]) => image.copy(&before, from, to),
                 ("WORKDIR", [directory]) => (*directory).clone_into(&mut image.directory),
                 ("USER", [user]) => {
                     // A name would not do: Kubernetes could not tell that it is not root.
@@ -109,14 +104,13 @@ impl Image {
         self.folder.path().join("root")
     }
 
-    fn copy(&self, before: &Path, from: &str, to: &str, owner: u32) {
+    fn copy(&self, before: &Path, from: &str, to: &str) {
         let (from, to) = (
             before.join(from.trim_start_matches('/')),
             self.root().join(to.trim_start_matches('/')),
         );
         fs::create_dir_all(&to).expect("a folder of our own");
         tool::run(Command::new("cp").arg("-a").arg(from.join(".")).arg(&to));
-        give(&to, owner);
     }
 
     /// A folder of the host's, and one in the image for it to be mounted on, as an engine makes one.
@@ -314,6 +308,30 @@ async fn the_image_serves_on_postgres_with_nothing_to_write_to() {
 async fn the_image_serves_on_sqlite_with_a_volume() {
     let values = json!({"database": {"engine": "sqlite"}, "config": {"logFormat": "text"}, "metrics": {"enabled": false}});
     deployed(values, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_image_serves_as_its_own_user_and_as_any_other() {
+    for user in [USER, 1_000_650_000] {
+        let mut image = Image::build();
+        assert_eq!(image.user, USER);
+        image.user = user;
+        let data = image.root().join("var/lib/gatekey");
+        // The image's own folder is what is writable, as with an engine that has no volume for it.
+        let own = (data.clone(), data.clone());
+        let program = image.command(&image.entrypoint, &[], Some(&own));
+        let mut running = program
+            .env("GATEKEY_LISTEN", "127.0.0.1:0")
+            .env("GATEKEY_METRICS_LISTEN", "off")
+            .start();
+        running.serving().await;
+        let database = fs::metadata(data.join("gatekey.db")).expect("it was made");
+        if geteuid().is_root() {
+            assert_eq!(database.uid(), user);
+        }
+        let (status, _) = running.end_by(Signal::TERM).await;
+        assert!(status.success(), "{status}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

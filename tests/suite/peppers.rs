@@ -1,10 +1,6 @@
 //! Peppers from end to end: rotated, lost, wrong, and not the same on two replicas.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::grpc::proto::{Key, Reason};
@@ -13,7 +9,7 @@ use tokio::time;
 use crate::{
     inside::Inside,
     program::Program,
-    support::{Client, Database, Gatekey, Setup, on_both_engines},
+    support::{Client, Database, Gatekey, Setup, on_both_engines, write_secret},
 };
 
 /// What the log says of a pepper that may go.
@@ -114,8 +110,8 @@ on_both_engines! {
             give(&setup, &lines);
             let ended = Program::of(&setup, &[]).end().await;
             let refusal = ended.refusal();
-            let end = "cannot work: the pepper p7 is not the one that the store knows by that id";
-            assert!(refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE="), "{refusal}");
+            let end = ": the pepper p7 is not the one that the store knows by that id";
+            assert!(refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: "), "{refusal}");
             assert!(refusal.ends_with(end), "{refusal}");
             assert!(!refusal.contains(&wrong[3..]), "{refusal}");
         }
@@ -135,7 +131,7 @@ on_both_engines! {
         give(&setup, std::slice::from_ref(&unrelated));
         let ended = Program::of(&setup, &[]).end().await;
         let refusal = ended.refusal();
-        assert!(refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE="), "{refusal}");
+        assert!(refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: "), "{refusal}");
         assert!(refusal.contains("(lost)"), "{refusal}");
         assert!(refusal.contains("gatekey migrate --forget-peppers"), "{refusal}");
         assert!(!refusal.contains(&unrelated[6..]), "{refusal}");
@@ -166,7 +162,7 @@ async fn on_sqlite_a_lost_pepper_file_is_not_made_anew_until_it_is_forgotten() {
         let ended = Program::of(&setup, &[]).end().await;
         let refusal = ended.refusal();
         assert!(
-            refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE=gatekey.pepper cannot work: "),
+            refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: gatekey.pepper: "),
             "{refusal}"
         );
         assert!(
@@ -209,14 +205,14 @@ async fn a_replica_with_an_unrelated_pepper_is_refused_and_the_first_goes_on() {
     let key = admin.issue("default", &["jobs:read"]).await;
     for id in ["p1", "q1"] {
         let other = setup.folder().join("other.pepper");
-        fs::write(&other, pepper(id)).expect("the folder takes files");
+        write_secret(&other, &pepper(id));
         let ended = Program::of(&setup, &[])
             .env("GATEKEY_PEPPER_FILE", &other)
             .end()
             .await;
         let refusal = ended.refusal();
         let start = format!(
-            "gatekey: GATEKEY_PEPPER_FILE={} cannot work: ",
+            "gatekey: GATEKEY_PEPPER_FILE is invalid: {}: ",
             other.display()
         );
         assert!(refusal.starts_with(&start), "{refusal}");
@@ -241,7 +237,7 @@ async fn of_replicas_with_unrelated_peppers_that_start_together_one_serves() {
         Program::of(&setup, &["migrate"]).end().await.was_silent();
         let replica = |place: usize| {
             let file = setup.folder().join(format!("{place}.pepper"));
-            fs::write(&file, pepper(ids[place])).expect("the folder takes files");
+            write_secret(&file, &pepper(ids[place]));
             Program::of(&setup, &[])
                 .env("GATEKEY_PEPPER_FILE", file)
                 .start()
@@ -260,7 +256,7 @@ async fn replicas_in_the_midst_of_a_rotation_take_each_others_keys() {
     give(&setup, std::slice::from_ref(&old));
     let before = setup.start().await;
     let rotated = setup.folder().join("rotated.pepper");
-    fs::write(&rotated, format!("{new}\n{old}\n")).expect("the folder takes files");
+    write_secret(&rotated, &format!("{new}\n{old}\n"));
     let after = setup
         .clone()
         .env("GATEKEY_PEPPER_FILE", rotated.display().to_string());
@@ -294,7 +290,7 @@ fn file(setup: &Setup) -> PathBuf {
 
 /// Makes these lines the pepper file.
 fn give(setup: &Setup, lines: &[String]) {
-    fs::write::<&Path, _>(&file(setup), lines.join("\n") + "\n").expect("the folder takes files");
+    write_secret(&file(setup), &(lines.join("\n") + "\n"));
 }
 
 /// A key with the same id, another secret and a right checksum.

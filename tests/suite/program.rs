@@ -136,6 +136,11 @@ impl Running {
         self.child.id().expect("it has not been waited for")
     }
 
+    /// The lines of stderr that have been read.
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+
     /// Waits until it serves: where.
     pub async fn serving(&mut self) -> SocketAddr {
         let line = self.wait_for("serving listen=").await;
@@ -146,9 +151,7 @@ impl Running {
 
     /// Waits until it serves or has refused: whether it serves.
     pub async fn decided(&mut self) -> bool {
-        let line = self
-            .wait_for_any(&["serving listen=", "cannot work:"])
-            .await;
+        let line = self.wait_for_any(&["serving listen=", "is invalid:"]).await;
         line.contains("serving listen=")
     }
 

@@ -1,10 +1,16 @@
 //! The README's tour, run as it stands there: every command prints what the README says.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
-use crate::support::{
-    Gatekey,
-    tool::{grpcurl, run},
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    program::Program,
+    support::{
+        Database, Gatekey,
+        tool::{grpcurl, run},
+    },
 };
 
 /// A command of the tour, and what it prints where the README shows that.
@@ -83,6 +89,38 @@ pub fn shell(commands: &str, server: &Gatekey) -> String {
 async fn every_command_of_the_tour_prints_what_the_readme_says() {
     let server = Gatekey::sqlite().start().await;
     prove_page(include_str!("../../README.md"), &server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_for_postgresql_make_secrets_that_it_serves_with() {
+    let readme = include_str!("../../README.md");
+    let (_, block) = readme.split_once("```\numask 077\n").expect("the block");
+    let (commands, _) = block.split_once("```").expect("a block has an end");
+    let database = Database::create().await;
+    // The shell becomes the server, so that it ends with the test.
+    let commands = [
+        ("postgres://gatekey@db/gatekey", &*database.url()),
+        ("0.0.0.0:50051", "127.0.0.1:0"),
+        (" gatekey\n", " exec gatekey\n"),
+    ]
+    .iter()
+    .fold(
+        format!("umask 077\n{commands}"),
+        |commands, (shown, here)| {
+            assert!(commands.contains(shown), "{commands}");
+            commands.replace(shown, here)
+        },
+    );
+    let binary = Path::new(env!("CARGO_BIN_EXE_gatekey"));
+    let programs = binary.parent().expect("a program is in a folder").display();
+    let folder = TempDir::new().expect("a temporary folder");
+    let mut server = Program::through("bash", folder.path(), &["-euc", &commands])
+        .env("PATH", format!("{programs}:/usr/bin:/bin"))
+        .env("GATEKEY_METRICS_LISTEN", "off")
+        .start();
+    server.serving().await;
+    let (status, _) = server.end_by(Signal::TERM).await;
+    assert!(status.success(), "{status}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use self::{
 };
 use crate::{
     inside::Inside,
-    support::{Database, Gatekey, Setup, client::error_reason, postgres::Cluster},
+    support::{Database, Gatekey, Setup, client::error_reason, postgres::Cluster, write_secret},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,7 +63,7 @@ async fn an_unknown_encoding_is_refused_and_not_repeated() {
 /// are while the server runs and once it was killed.
 async fn live(setup: &Setup) -> Search {
     let pepper = format!("p1:{}\n", BASE64_STANDARD.encode(PEPPER));
-    fs::write(setup.folder().join("gatekey.pepper"), pepper).expect("the folder takes files");
+    write_secret(&setup.folder().join("gatekey.pepper"), &pepper);
     let server = setup.start().await;
     let mut life = Life {
         admin: server.admin().await,

@@ -31,7 +31,7 @@ use crate::{
         client::{ask, error_reason, new_key, texts},
         on_both_engines,
         postgres::Cluster,
-        tool,
+        tool, write_secret,
     },
 };
 
@@ -326,7 +326,7 @@ async fn replaced_files_are_for_new_connections_and_no_call_fails_meanwhile() {
         let folder = server.folder();
         after.issue_server().write(folder, "server");
         fs::write(folder.join("ca.crt"), &after.pem).expect("the folder takes files");
-        server.wait_for_log("get the new certificate").await;
+        server.wait_for_log("use the new certificate").await;
         while !trusts(&after).await {
             time::sleep(Duration::from_millis(20)).await;
         }
@@ -341,7 +341,7 @@ async fn replaced_files_are_for_new_connections_and_no_call_fails_meanwhile() {
         }
 
         fs::write(folder.join("server.crt"), "no certificate").expect("the folder takes files");
-        server.wait_for_log("cannot be used").await;
+        server.wait_for_log("TLS reload failed").await;
         assert!(trusts(&after).await, "what works is kept");
         over.store(true, Ordering::Relaxed);
     };
@@ -446,9 +446,12 @@ async fn files_of_tls_that_cannot_work_are_told_in_one_line_and_not_shown() {
     one.write(folder, "one");
     other.write(folder, "other");
     fs::write(folder.join("empty"), "").expect("the folder takes files");
-    fs::write(folder.join("text"), "hunter2").expect("the folder takes files");
+    write_secret(&folder.join("text"), "hunter2");
     fs::write(folder.join("broken"), one.cert.replace("MII", "hunter2")).expect("it takes files");
-    fs::write(folder.join("broken.key"), one.key.replace('M', "hunter2!")).expect("it takes files");
+    write_secret(
+        &folder.join("broken.key"),
+        &one.key.replace('M', "hunter2!"),
+    );
     let cases: [(&[(&str, &str)], &str); 13] = [
         (&[(CERT, "one.crt")], "set GATEKEY_TLS_KEY_FILE, too"),
         (&[(KEY, "one.key")], "set GATEKEY_TLS_CERT_FILE, too"),
@@ -485,7 +488,7 @@ async fn files_of_tls_that_cannot_work_are_told_in_one_line_and_not_shown() {
         let ended = program.end().await;
         let line = ended.refusal();
         let (variable, file) = settings[0];
-        let start = format!("gatekey: {variable}={file} cannot work: ");
+        let start = format!("gatekey: {variable} is invalid: {file}: ");
         assert!(line.starts_with(&start), "{line}");
         assert!(line.contains(right), "{line}");
         assert!(!line.contains("hunter2"), "{line}");

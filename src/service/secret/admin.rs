@@ -10,10 +10,16 @@ use zeroize::Zeroizing;
 /// The fewest bytes that an admin token may have.
 const LENGTH_MIN: usize = 32;
 
-/// The token has too few bytes.
+/// An admin token that cannot be used. The text never repeats what the file holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-#[error("the admin token must have {LENGTH_MIN} bytes or more, not {0}")]
-pub struct TooShort(usize);
+pub enum AdminTokenError {
+    #[error("the admin token must have {LENGTH_MIN} bytes or more, not {0}")]
+    TooShort(usize),
+    #[error("the admin token must be one line, not {0}")]
+    Lines(usize),
+    #[error("the admin token must be printable ASCII, because it is sent in an HTTP header")]
+    NotPrintable,
+}
 
 /// The admin token, kept as its hash and its length. `Debug` tells nothing of it.
 pub struct AdminToken {
@@ -25,11 +31,20 @@ impl AdminToken {
     /// Takes the token that a file holds, white space around it aside.
     ///
     /// # Errors
-    /// When it is too short to be safe.
-    pub fn parse(file: &str) -> Result<Self, TooShort> {
+    /// When it is too short to be safe, or no client could send it.
+    pub fn parse(file: &str) -> Result<Self, AdminTokenError> {
         let token = file.trim();
         if token.len() < LENGTH_MIN {
-            return Err(TooShort(token.len()));
+            return Err(AdminTokenError::TooShort(token.len()));
+        }
+        let lines = token.split(['\n', '\r']).filter(|line| !line.is_empty());
+        match lines.count() {
+            1 => {}
+            lines => return Err(AdminTokenError::Lines(lines)),
+        }
+        // What a value of gRPC's metadata may hold.
+        if !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Err(AdminTokenError::NotPrintable);
         }
         Ok(Self {
             hash: blake3::hash(token.as_bytes()),
@@ -73,6 +88,24 @@ mod tests {
         assert!(token.is(file.trim()));
         assert!(!token.is(&file));
         assert!(!token.is(""));
-        assert_eq!(AdminToken::parse("short\n").unwrap_err(), TooShort(5));
+    }
+
+    #[test]
+    fn a_token_that_is_too_short_or_cannot_be_sent_is_refused() {
+        let long = "x".repeat(LENGTH_MIN);
+        for (file, error) in [
+            ("short\n".to_owned(), AdminTokenError::TooShort(5)),
+            (format!("{long}\n{long}\n"), AdminTokenError::Lines(2)),
+            (
+                format!("{long}\r{long}\r\n\r\n{long}"),
+                AdminTokenError::Lines(3),
+            ),
+            (format!("{long}\t{long}"), AdminTokenError::NotPrintable),
+            (format!("{long}\0{long}"), AdminTokenError::NotPrintable),
+            (format!("{long}é"), AdminTokenError::NotPrintable),
+        ] {
+            assert_eq!(AdminToken::parse(&file).unwrap_err(), error);
+        }
+        assert!(AdminToken::parse(&format!(" {long} {long}\r\n")).is_ok());
     }
 }

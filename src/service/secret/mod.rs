@@ -21,7 +21,7 @@ use crate::{
     meter::{Page, Tally, Tell},
 };
 
-pub use admin::{AdminToken, TooShort};
+pub use admin::{AdminToken, AdminTokenError};
 use argon::Argon;
 pub use argon::{HashCost, InvalidHashCost};
 pub use pepper::{PepperError, Peppers};

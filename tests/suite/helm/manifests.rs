@@ -14,8 +14,9 @@ use super::{Release, copy, env, release, release_into, release_of, releases, tex
 use crate::support::tool::run;
 
 /// Every setting of the contract, each of which the chart sets.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 20] = [
     "GATEKEY_ADMIN_TOKEN_FILE",
+    "GATEKEY_ALLOW_READABLE_SECRETS",
     "GATEKEY_CACHE_KEYS",
     "GATEKEY_DATABASE_URL",
     "GATEKEY_DRAIN",

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::{
     program::Program,
-    support::{Gatekey, tool},
+    support::{Authority, Gatekey, tool},
 };
 
 const SECRETS: [&str; 2] = ["gatekey-admin.token", "gatekey.pepper"];
@@ -41,6 +41,16 @@ async fn the_first_start_in_an_empty_folder_makes_all_it_needs_and_says_what_to_
         let secret = fs::read_to_string(folder.path().join(file)).expect("it was made");
         assert!(!told.contains(secret.trim()), "{told}");
     }
+    let readme = include_str!("../../../README.md");
+    let real = folder.path().canonicalize().expect("it is there");
+    for line in [&made, &serving, &command] {
+        let line = line
+            .replace(real.to_str().expect("ASCII"), "/srv/gatekey")
+            .replace(&address.to_string(), "127.0.0.1:50051");
+        assert!(readme.contains(&format!("\n{line}\n")), "{line}");
+    }
+    // Anyone can see the arguments of a process.
+    assert!(!command.contains("-H \""), "{command}");
     let (status, rest) = first.end_by(Signal::TERM).await;
     assert!(status.success(), "{status}");
     assert_eq!(rest, [""; 0], "three lines are enough");
@@ -87,6 +97,49 @@ async fn a_second_start_uses_what_the_first_one_made_and_prints_nothing() {
 }
 
 #[tokio::test]
+async fn a_start_with_secrets_and_without_a_key_says_what_to_type_again() {
+    let folder = TempDir::with_prefix("first start ").expect("a temporary folder");
+    let mut first = bare(folder.path()).start();
+    first.serving().await;
+    first.end_by(Signal::TERM).await;
+    let mut second = bare(folder.path()).start();
+    second.serving().await;
+    let (token, serving, command) = (
+        second.line().await,
+        second.line().await,
+        second.line().await,
+    );
+    assert!(token.contains("gatekey-admin.token"), "{token}");
+    assert!(serving.contains("gatekey.db"), "{serving}");
+    assert!(paste(&command, Path::new("/")).contains("plaintextKey"));
+    let (_, rest) = second.end_by(Signal::TERM).await;
+    assert_eq!(rest, [""; 0], "three lines are enough");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_says_to_type_works_over_tls_at_every_address() {
+    let authority = Authority::new("ours");
+    // By its address, and by a name that it has instead.
+    let identities = [
+        authority.issue_server(),
+        authority.issue(&["keys.example.org"]),
+    ];
+    for (identity, listen) in identities.iter().zip(["127.0.0.1:0", "0.0.0.0:0"]) {
+        let folder = TempDir::with_prefix("first start ").expect("a temporary folder");
+        identity.write(folder.path(), "server");
+        let mut first = bare(folder.path())
+            .env("GATEKEY_LISTEN", listen)
+            .env("GATEKEY_TLS_CERT_FILE", "server.crt")
+            .env("GATEKEY_TLS_KEY_FILE", "server.key")
+            .start();
+        first.serving().await;
+        let (_, _, command) = (first.line().await, first.line().await, first.line().await);
+        let answer = tokio::task::block_in_place(|| paste(&command, Path::new("/")));
+        assert!(answer.contains("plaintextKey"), "{command}\n{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_file_left_by_a_broken_start_does_not_make_a_secret_readable_by_others() {
     let folder = TempDir::new().expect("a temporary folder");
     for file in SECRETS {
@@ -109,7 +162,7 @@ async fn a_second_server_on_one_sqlite_file_is_told_so_in_one_line() {
     assert_eq!(
         second.refusal(),
         format!(
-            "gatekey: GATEKEY_DATABASE_URL={} cannot work: another gatekey serves {}: stop it, or give this one a file \
+            "gatekey: GATEKEY_DATABASE_URL is invalid: {}: another gatekey serves {}: stop it, or give this one a file \
              of its own",
             server.setup().database_url(),
             file.display()

@@ -8,11 +8,11 @@ use tokio::task::JoinSet;
 
 use crate::{
     program::{Ended, Program},
-    support::{Gatekey, on_both_engines},
+    support::{Gatekey, on_both_engines, write_secret},
 };
 
 /// Each flag, its variable and its default, as `--help` shows them.
-const SETTINGS: [(&str, &str, &str); 14] = [
+pub const SETTINGS: &[(&str, &str, &str)] = &[
     ("--listen", "GATEKEY_LISTEN", "127.0.0.1:50051"),
     (
         "--metrics-listen",
@@ -31,6 +31,11 @@ const SETTINGS: [(&str, &str, &str); 14] = [
     ),
     ("--pepper-file", "GATEKEY_PEPPER_FILE", "gatekey.pepper"),
     ("--argon2", "GATEKEY_ARGON2", "m=19456,t=2,p=1"),
+    (
+        "--allow-readable-secrets",
+        "GATEKEY_ALLOW_READABLE_SECRETS",
+        "false",
+    ),
     ("--cache-keys", "GATEKEY_CACHE_KEYS", "1000000"),
     ("--warm-keys", "GATEKEY_WARM_KEYS", "100000"),
     ("--lease", "GATEKEY_LEASE", "10s"),
@@ -93,29 +98,25 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_LISTEN", "nowhere", ADDRESS),
         ("GATEKEY_LISTEN", "127.0.0.1", ADDRESS),
         ("GATEKEY_LISTEN", "127.0.0.1:99999", ADDRESS),
-        ("GATEKEY_LISTEN", "", ADDRESS),
         ("GATEKEY_METRICS_LISTEN", "nowhere", METRICS),
-        ("GATEKEY_METRICS_LISTEN", "", METRICS),
         ("GATEKEY_HEALTH_LISTEN", "nowhere", ADDRESS),
-        ("GATEKEY_HEALTH_LISTEN", "", ADDRESS),
-        ("GATEKEY_TLS_CERT_FILE", "", "must not be empty"),
         ("GATEKEY_MAX_CONNECTION_AGE", "15", DURATION),
         ("GATEKEY_MAX_CONNECTION_AGE", "0s", AGE),
         ("GATEKEY_MAX_CONNECTION_AGE", "999ms", AGE),
         ("GATEKEY_MAX_CONNECTION_AGE", "366days", AGE),
         ("GATEKEY_DRAIN", "20", DURATION),
         ("GATEKEY_DRAIN", "-1s", DURATION),
-        ("GATEKEY_DRAIN", "", DURATION),
         ("GATEKEY_ARGON2", "m=1023,t=1,p=1", ARGON2),
-        ("GATEKEY_ARGON2", "", ARGON2),
         ("GATEKEY_WARM_KEYS", "-1", "must be a number of 0 or more"),
-        ("GATEKEY_WARM_KEYS", "", "must be a number of 0 or more"),
         ("GATEKEY_LOG", "loud", LEVEL),
         ("GATEKEY_LOG", "gatekey=debug", LEVEL),
         ("GATEKEY_LOG_FORMAT", "xml", "must be text or json"),
-        ("GATEKEY_LOG_FORMAT", "", "must be text or json"),
         ("GATEKEY_VALIDATE_AUTH", "maybe", "must be required or none"),
-        ("GATEKEY_VALIDATE_AUTH", "", "must be required or none"),
+        (
+            "GATEKEY_ALLOW_READABLE_SECRETS",
+            "yes",
+            "must be true or false",
+        ),
         ("GATEKEY_DATABASE_URL", "mysql://db/keys", URL),
         (
             "GATEKEY_DATABASE_URL",
@@ -130,12 +131,11 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         (
             "GATEKEY_DATABASE_URL",
             "sqlite://nowhere/me@home.db",
-            "the file nowhere/me@home.db.lock cannot be used: No such file or directory (os error 2)",
+            "the file nowhere/me@home.db cannot be used: No such file or directory (os error 2)",
         ),
-        ("GATEKEY_LOG", "", LEVEL),
     ] {
         let ended = with(variable, value).await;
-        let line = format!("gatekey: {variable}={value} cannot work: {right}");
+        let line = format!("gatekey: {variable} is invalid: {value}: {right}");
         assert_eq!(ended.refusal(), line);
     }
 }
@@ -182,7 +182,7 @@ async fn a_database_url_is_told_without_what_may_be_a_password() {
     let mut told = Vec::new();
     for (url, ended) in starts.join_all().await {
         let line = ended.last_line();
-        let named = line.starts_with("gatekey: GATEKEY_DATABASE_URL=");
+        let named = line.starts_with("gatekey: GATEKEY_DATABASE_URL is invalid: ");
         assert!(named, "{line}");
         let secret = ended.stderr.lines().find(|line| line.contains("hunter2"));
         told.extend(secret.map(|line| (url, line.to_owned())));
@@ -197,7 +197,7 @@ async fn a_port_in_use_is_told_in_one_line() {
     for variable in ["GATEKEY_LISTEN", "GATEKEY_METRICS_LISTEN"] {
         let ended = with(variable, &address).await;
         let line = ended.refusal();
-        let start = format!("gatekey: {variable}={address} cannot work: ");
+        let start = format!("gatekey: {variable} is invalid: {address}: ");
         assert!(line.starts_with(&start), "{line}");
         assert!(line.to_lowercase().contains("in use"), "{line}");
     }
@@ -207,12 +207,12 @@ on_both_engines! {
     async fn an_admin_token_that_is_too_short_is_told_in_one_line_and_not_shown(setup: Setup) {
         let file = setup.folder().join("short.token");
         for (token, length) in [("hunter2-hunter2-hunter2-hunter2\n", 31), (" \n", 0)] {
-            fs::write(&file, token).expect("the folder takes files");
+            write_secret(&file, token);
             let ended = Program::of(&setup, &[]).env("GATEKEY_ADMIN_TOKEN_FILE", &file).end().await;
             assert_eq!(
                 ended.refusal(),
                 format!(
-                    "gatekey: GATEKEY_ADMIN_TOKEN_FILE={} cannot work: the admin token must have 32 bytes or more, \
+                    "gatekey: GATEKEY_ADMIN_TOKEN_FILE is invalid: {}: the admin token must have 32 bytes or more, \
                      not {length}",
                     file.display()
                 )
@@ -233,10 +233,10 @@ on_both_engines! {
             (format!("{good}\n{good}\n"), "line 2 "),
             ("\n \n".to_owned(), "no line"),
         ] {
-            fs::write(&file, &content).expect("the folder takes files");
+            write_secret(&file, &content);
             let ended = Program::of(&setup, &[]).env("GATEKEY_PEPPER_FILE", &file).end().await;
             let line = ended.refusal();
-            let start = format!("gatekey: GATEKEY_PEPPER_FILE={} cannot work: ", file.display());
+            let start = format!("gatekey: GATEKEY_PEPPER_FILE is invalid: {}: ", file.display());
             assert!(line.starts_with(&start), "{line}");
             assert!(line.contains(right), "of {content:?} it tells\n{line}");
             for secret in ["hunter2", &short, &good[9..]] {
@@ -250,7 +250,7 @@ on_both_engines! {
             let folder = setup.folder().display().to_string();
             let ended = Program::of(&setup, &[]).env(variable, &folder).end().await;
             let line = ended.refusal();
-            let start = format!("gatekey: {variable}={folder} cannot work: ");
+            let start = format!("gatekey: {variable} is invalid: {folder}: ");
             assert!(line.starts_with(&start), "{line}");
         }
     }
@@ -265,7 +265,7 @@ async fn on_sqlite_a_secret_that_cannot_be_made_is_told_in_one_line() {
             .end()
             .await;
         let line = ended.refusal();
-        let start = format!("gatekey: {variable}=/nowhere/file cannot work: ");
+        let start = format!("gatekey: {variable} is invalid: /nowhere/file: ");
         assert!(line.starts_with(&start), "{line}");
     }
 }
@@ -274,7 +274,7 @@ async fn on_sqlite_a_secret_that_cannot_be_made_is_told_in_one_line() {
 async fn an_sqlite_file_in_a_folder_that_is_not_there_is_told_in_one_line() {
     let ended = with("GATEKEY_DATABASE_URL", "sqlite:///nowhere/gatekey.db").await;
     let line = ended.refusal();
-    let start = "gatekey: GATEKEY_DATABASE_URL=sqlite:///nowhere/gatekey.db cannot work: ";
+    let start = "gatekey: GATEKEY_DATABASE_URL is invalid: sqlite:///nowhere/gatekey.db: ";
     assert!(line.starts_with(start), "{line}");
 }
 
@@ -289,7 +289,7 @@ async fn an_sqlite_file_that_is_something_else_is_told_at_once_in_one_line() {
         .end()
         .await;
     let line = ended.refusal();
-    let start = "gatekey: GATEKEY_DATABASE_URL=sqlite://notes.txt cannot work: ";
+    let start = "gatekey: GATEKEY_DATABASE_URL is invalid: sqlite://notes.txt: ";
     assert!(line.starts_with(start), "{line}");
     let kept = fs::read(folder.path().join("notes.txt")).expect("it is there");
     assert_eq!(kept, [b'x'; 4096]);
@@ -313,7 +313,7 @@ fn shown_settings(help: &str) -> Vec<[String; 3]> {
     let mut told: BTreeMap<&str, &str> = BTreeMap::new();
     for line in help.lines().map(str::trim) {
         if line.starts_with("--") {
-            flag = line.split(' ').next().unwrap_or_default();
+            flag = line.split([' ', '[']).next().unwrap_or_default();
         }
         let told_of = |name: &str| line.strip_prefix(name)?.strip_suffix(']');
         if let Some(variable) = told_of("[env: ") {

@@ -38,8 +38,8 @@ on_both_engines! {
         for arguments in [&["serve"][..], &["migrate"]] {
             let ended = Program::of(&setup, arguments).end().await;
             let line = ended.refusal();
-            assert!(line.starts_with("gatekey: GATEKEY_DATABASE_URL="), "{line}");
-            let end = "cannot work: its schema has version 20991231, which this gatekey does not know: run the \
+            assert!(line.starts_with("gatekey: GATEKEY_DATABASE_URL is invalid: "), "{line}");
+            let end = ": its schema has version 20991231, which this gatekey does not know: run the \
                        gatekey that made it, or a newer one";
             assert!(line.ends_with(end), "{line}");
             assert!(ended.took < AT_ONCE, "{ended:?}");
@@ -94,7 +94,7 @@ async fn on_postgresql_a_missing_secret_is_told_in_one_line_and_not_made() {
         assert_eq!(
             ended.refusal(),
             format!(
-                "gatekey: {variable}={} cannot work: there is no such file, and replicas must share one",
+                "gatekey: {variable} is invalid: {}: there is no such file, and replicas must share one",
                 file.display()
             )
         );
@@ -128,7 +128,7 @@ async fn a_store_that_never_answers_is_given_up_after_half_a_minute() {
         assert_eq!(
             ended.last_line(),
             format!(
-                "gatekey: GATEKEY_DATABASE_URL=postgres://{at}/keys cannot work: it does not answer"
+                "gatekey: GATEKEY_DATABASE_URL is invalid: postgres://{at}/keys: it does not answer"
             )
         );
         assert_eq!(
@@ -190,7 +190,7 @@ async fn a_store_that_refuses_is_told_at_once_and_the_password_is_not() {
             .end()
             .await;
         let line = format!(
-            "gatekey: GATEKEY_DATABASE_URL=postgres://{shown} cannot work: it refuses: {why}"
+            "gatekey: GATEKEY_DATABASE_URL is invalid: postgres://{shown}: it refuses: {why}"
         );
         assert_eq!(ended.refusal(), line);
         assert!(ended.took < AT_ONCE, "{ended:?}");

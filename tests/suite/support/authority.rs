@@ -8,7 +8,7 @@ use rcgen::{
 };
 use tonic::transport::{self, ClientTlsConfig};
 
-use super::Setup;
+use super::{Setup, write_secret};
 
 /// A CA.
 pub struct Authority {
@@ -88,7 +88,7 @@ impl Identity {
     pub fn write(&self, folder: &Path, name: &str) {
         for (ending, content) in [("key", &self.key), ("crt", &self.cert)] {
             let part = folder.join("part");
-            fs::write(&part, content).expect("the folder takes files");
+            write_secret(&part, content);
             fs::rename(part, folder.join(format!("{name}.{ending}"))).expect("it is ours");
         }
     }

@@ -21,7 +21,7 @@ pub mod tool;
 pub use authority::Authority;
 pub use client::Client;
 pub use postgres::Database;
-pub use process::{Gatekey, Setup};
+pub use process::{Gatekey, Setup, write_secret};
 
 /// The stores a server can keep its keys in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

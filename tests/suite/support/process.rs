@@ -134,16 +134,22 @@ impl Setup {
         }
     }
 
-    /// Writes a file that only the server may read.
+    /// Writes the secret file that a setting names.
     fn write_secret(&self, setting: &str, content: &str) {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.settings[setting])
-            .and_then(|mut file| file.write_all(content.as_bytes()))
-            .unwrap_or_else(|error| panic!("cannot write {setting}: {error}"));
+        write_secret(Path::new(&self.settings[setting]), content);
     }
+}
+
+/// Writes a file that only its owner can access, as the server demands of secrets.
+pub fn write_secret(path: &Path, content: &str) {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
 }
 
 /// A running server; killed on drop.
