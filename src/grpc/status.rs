@@ -252,6 +252,7 @@ fn of_rules(rules: &[Rule], message: String) -> Status {
             violations.push(PreconditionViolation::new(name(rule), subject, what));
         };
         match rule {
+            Refused::Stronger => (Code::PermissionDenied, "STRONGER_PRINCIPAL"),
             Rule::ScopeCatalog(outside) => {
                 let what = "the tenant's catalog does not have this scope";
                 let mut length = 0;

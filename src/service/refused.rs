@@ -27,6 +27,11 @@ pub enum Refused {
     CallerGone,
     #[error("the caller cannot grant what it does not hold")]
     NotHeld,
+    #[error(
+        "the key or owner holds scopes that the caller does not hold: the caller can revoke it, and \
+         cannot change, suspend, rotate or replace it"
+    )]
+    Stronger,
     /// An earlier CreateKey with this `request_id` made that key.
     #[error("this request_id made {0} before; its secret was shown then: rotate it for a new one")]
     RequestRepeated(KeyId),

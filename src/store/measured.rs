@@ -20,6 +20,7 @@ use crate::{
         key::{Key, Mac, Verifier},
         owner::Owner,
         page::Page,
+        scope::Scopes,
         tenant::Tenant,
         token::KeyId,
         usage::Uses,
@@ -377,6 +378,15 @@ impl Mutation for MeasuredMutation {
     }
 
     async fn revoke_living(
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        in_time(self.mutation.living_scopes(tenant, owner, now)).await
+    }
+
         &mut self,
         tenant: &str,
         owner: Option<&str>,

@@ -28,6 +28,7 @@ use crate::domain::{
     key::{Grant, Key, KeyState, Mac, Verifier},
     owner::Owner,
     page::Page,
+    scope::Scopes,
     tenant::Tenant,
     token::KeyId,
     usage::Uses,
@@ -337,6 +338,14 @@ pub trait Mutation: Send {
 
     /// Makes or replaces a tenant.
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError>;
+    /// The scopes of an owner's keys that can be used now or once resumed, each set once.
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError>;
+
 
     /// Writes the event and ends the mutation. When it returns, what was written is durable.
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError>;

@@ -19,7 +19,7 @@ use crate::{
         key::{Grant, Key, Mac, Verifier},
         owner::Owner,
         page::Page,
-        scope::Scope,
+        scope::{Scope, Scopes},
         tenant::{OnLimit, Tenant},
         token::KeyId,
         usage::Uses,
@@ -487,6 +487,21 @@ impl Mutation for SqlMutation {
             .bind(key.revision)
             .execute(&mut *self.transaction)
             .await?;
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        let rows = query(text::LIVING_SCOPES)
+            .bind(tenant)
+            .bind(now.as_micros())
+            .bind(owner)
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        collect(&rows, |row| column::scopes(row.try_get(0)?))
+    }
+
         Ok(())
     }
 

@@ -162,6 +162,8 @@ statements! {
     INSERT_KEY =
         "INSERT INTO keys (key_id, tenant_id, owner_id, label, description, prefix, scopes, \
          audiences, allowed_cidrs, metadata, suspended, created_at, created_by, expires_at, \
+    LIVING_SCOPES =
+        concat!("SELECT DISTINCT scopes FROM keys WHERE ", living!(), " AND owner_id = $3");
          rotated_from, request_id, hash_version, secret_phc, secret_mac, mac_pepper, \
          created_revision, revision) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \

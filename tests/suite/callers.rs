@@ -416,6 +416,7 @@ async fn events_but_of_callers(admin: &Client) -> Vec<Event> {
 async fn get(admin: &Client, key: &Key) -> Key {
     let get = GetKeyRequest {
         key_id: key.key_id.clone(),
+const STRONGER: (Code, &str) = (Code::PermissionDenied, "STRONGER_PRINCIPAL");
         tenant_id: String::new(),
     };
     let answer = admin.keys.clone().get_key(get).await;
@@ -905,7 +906,7 @@ on_both_engines! {
                 ..Key::default()
             };
             let answer = steward.keys.clone().update_key(update(free, &[path])).await;
-            assert_refused(answer, NOT_HELD.0, NOT_HELD.1, path);
+            assert_refused(answer, STRONGER.0, STRONGER.1, path);
         }
         assert_eq!(get(&admin, &strong).await, before);
     }
@@ -922,7 +923,7 @@ on_both_engines! {
                 .clone()
                 .rotate_key(rotate(strong.clone()))
                 .await;
-            assert_refused(answer, NOT_HELD.0, NOT_HELD.1, &format!("{scopes:?}"));
+            assert_refused(answer, STRONGER.0, STRONGER.1, &format!("{scopes:?}"));
             assert_eq!(get(&admin, &strong).await, strong, "it has no successor");
             assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
         }
@@ -938,8 +939,8 @@ on_both_engines! {
         let answer = steward.keys.clone().rotate_key(rotate(strong)).await;
         assert_refused(
             answer,
-            NOT_HELD.0,
-            NOT_HELD.1,
+            STRONGER.0,
+            STRONGER.1,
             "a key that its owner narrows",
         );
 

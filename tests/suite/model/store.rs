@@ -18,6 +18,7 @@ use gatekey::{
         key::{Grant, Key, Mac, Verifier},
         owner::Owner,
         page::Page,
+        scope::Scopes,
         tenant::Tenant,
         token::KeyId,
         usage::Uses,
@@ -511,6 +512,15 @@ impl Mutation for Begun {
 
     async fn revoke_living(
         &mut self,
+    async fn living_scopes(
+        &mut self,
+        _: &str,
+        _: &str,
+        _: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
         _: &str,
         _: Option<&str>,
         _: Timestamp,
