@@ -4,9 +4,12 @@
 -- so waits for the one before it: revisions become visible in the order of their numbers.
 CREATE TABLE log_head (
     one      INTEGER PRIMARY KEY CHECK (one = 1),
-    revision BIGINT NOT NULL
+    revision BIGINT NOT NULL,
+    -- 32 random hexadecimal digits: which log the revisions are of. A restored backup gets another
+    -- one, because it gives the same revisions to other changes.
+    store_id TEXT NOT NULL
 );
-INSERT INTO log_head (one, revision) VALUES (1, 0);
+INSERT INTO log_head (one, revision, store_id) VALUES (1, 0, replace(gen_random_uuid()::text, '-', ''));
 
 CREATE TABLE tenants (
     tenant_id                 TEXT PRIMARY KEY,

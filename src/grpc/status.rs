@@ -62,6 +62,12 @@ fn with_details(
 }
 
 fn retry_later(code: Code, reason: &str, message: &str) -> Status {
+/// A status whose `ErrorInfo` also has this value.
+fn telling(code: Code, reason: &str, (name, value): (&str, String), message: String) -> Status {
+    let metadata = HashMap::from([(name.to_owned(), value)]);
+    with_details(code, reason, metadata, message, ErrorDetails::new())
+}
+
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     with_details(code, reason, HashMap::new(), message, details)
 }
@@ -232,6 +238,14 @@ impl From<Refused> for Status {
             Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
             Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
             Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),
+            Refused::RevisionAhead(head) => {
+                let told = ("head", head.to_string());
+                return telling(Code::OutOfRange, "REVISION_AHEAD", told, message);
+            }
+            Refused::OtherStore(store_id) => {
+                let told = ("store_id", store_id);
+                return telling(Code::FailedPrecondition, "STORE_ID_MISMATCH", told, message);
+            }
             Refused::Forbidden(_) => (Code::PermissionDenied, "ACTION_NOT_GRANTED"),
             Refused::NotHeld => (Code::PermissionDenied, "SCOPE_NOT_HELD"),
             Refused::KeyRevoked => (Code::FailedPrecondition, "KEY_REVOKED"),

@@ -49,7 +49,7 @@ use crate::{
         validator::Validator,
         warm::Warmer,
     },
-    store::{self, Engine, OpenError, Store, StoreError},
+    store::{self, Engine, LogPosition, OpenError, Store, StoreError},
 };
 
 /// How long a store that does not answer is tried at the start.
@@ -93,7 +93,8 @@ pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
     served
 }
 
-/// Brings the store's schema up to date.
+/// Brings the store's schema up to date; forgets the peppers' records, or marks the database as
+/// restored from a backup, where that is asked for.
 ///
 /// # Errors
 /// When that cannot be done.
@@ -107,6 +108,14 @@ pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartE
 }
 
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
+    if restored {
+        let LogPosition { store_id, head } = store.mark_restored().await?;
+        println!(
+            "The database has the new store_id {store_id}. Its log ends with revision {head}: what \
+             was changed after the backup is lost. Keys that were revoked since then work again: \
+             revoke them again."
+        );
+    }
     let started = SystemClock.now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -46,6 +46,18 @@ pub enum Refused {
     /// Rules of the tenant, all that forbid it; at least one.
     #[error("{}", told(.0))]
     Rules(Vec<Rule>),
+    /// The log ends with that revision.
+    #[error(
+        "the log ends with revision {0}: the database was restored from a backup, or the revision \
+         is of another database; read the state anew and watch from there"
+    )]
+    RevisionAhead(i64),
+    /// The database has that `store_id`.
+    #[error(
+        "the database has another store_id, {0}: it was restored from a backup, and its revisions \
+         are of other changes; read the state anew and watch from there"
+    )]
+    OtherStore(String),
     #[error("too many follow the log at once")]
     Followed,
     #[error(transparent)]

@@ -273,6 +273,17 @@ impl<S: Store> Store for Measured<S> {
         self.calls.retried(Call::Follow, || self.store.head()).await
     }
 
+    async fn position(&self) -> Result<LogPosition, StoreError> {
+        self.calls
+            .retried(Call::Follow, || self.store.position())
+            .await
+    }
+
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
+        let work = in_time(self.store.mark_restored());
+        self.calls.run(Call::Members, work).await
+    }
+
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
         let mutation = self
             .calls

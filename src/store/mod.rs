@@ -104,6 +104,15 @@ pub struct LoadedOwner {
     pub tenant: Tenant,
 }
 
+/// Which log it is, and how far it goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogPosition {
+    /// 32 random hexadecimal digits. A restored backup has another one.
+    pub store_id: String,
+    /// The revision of the last change.
+    pub head: i64,
+}
+
 /// What a replica says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
@@ -258,6 +267,13 @@ pub trait Store: Replicas + Tell {
     /// Reads the peppers' check values and records those that `choose` names, alone while it
     /// does: of replicas that start together, each sees what the one before it has recorded.
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError>;
+    /// Which log it is, and the revision of the last change.
+    async fn position(&self) -> Result<LogPosition, StoreError>;
+
+    /// Gives a restored backup an identity of its own, so that nobody takes its revisions for those
+    /// that were lost. Memberships of before end; a change waits for their leases once.
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError>;
+
 
     /// Forgets all peppers' check values, so that a new pepper can be used when all are lost.
     async fn forget_pepper_checks(&self) -> Result<(), StoreError>;

@@ -325,6 +325,25 @@ impl Store for SqlStore {
         Ok(query_scalar(text::HEAD).fetch_one(&self.reader).await?)
     }
 
+    async fn position(&self) -> Result<LogPosition, StoreError> {
+        let row = query(text::POSITION).fetch_one(&self.reader).await?;
+        Ok(LogPosition {
+            store_id: row.try_get("store_id")?,
+            head: row.try_get("revision")?,
+        })
+    }
+
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
+        let store_id = format!("{:032x}", rand::random::<u128>());
+        // First: a replica that survived must not apply revisions of another log.
+        query(text::RENAME_REPLICAS).execute(&self.pulse).await?;
+        let head = query_scalar(text::RENAME_STORE)
+            .bind(&store_id)
+            .fetch_one(&self.writer)
+            .await?;
+        Ok(LogPosition { store_id, head })
+    }
+
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         let revision = query_scalar(text::NEXT_REVISION)
@@ -398,7 +417,6 @@ impl Store for SqlStore {
     async fn close(&self) {
         // They are the readers', too.
         self.loaders.close().await;
-        self.writer.close().await;
         self.hints.close().await;
         self.pulse.close().await;
     }
@@ -413,6 +431,8 @@ struct SqlMutation {
 impl Mutation for SqlMutation {
     fn revision(&self) -> i64 {
         self.revision
+        // Last: SQLite's write-ahead log goes into the file with the last connection, if that can write.
+        self.writer.close().await;
     }
 
     async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {

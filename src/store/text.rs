@@ -132,6 +132,11 @@ macro_rules! statements {
 
 statements! {
     HEAD = "SELECT revision FROM log_head";
+    POSITION = "SELECT store_id, revision FROM log_head";
+    RENAME_STORE = "UPDATE log_head SET store_id = $1 RETURNING revision";
+    // Nobody renews a membership of that name: its holder, if there is one, joins anew, and is waited
+    // for until its lease has ended.
+    RENAME_REPLICAS = "UPDATE replicas SET id = 'restored-' || id";
     // Waits for the mutation before, and changes nothing.
     LOCK = "UPDATE log_head SET revision = revision";
     NEXT_REVISION = "UPDATE log_head SET revision = revision + 1 RETURNING revision";

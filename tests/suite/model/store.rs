@@ -380,6 +380,14 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
+    async fn position(&self) -> Result<LogPosition, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
         unreachable!("the model does not ask for this")
     }
