@@ -190,6 +190,9 @@ impl From<Undecided> for Status {
                 &undecided.to_string(),
             ),
         }
+            Undecided::UnknownPepper => {
+                retry_later(Code::Unavailable, "UNKNOWN_PEPPER", &undecided.to_string())
+            }
     }
 }
 

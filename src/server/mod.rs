@@ -42,7 +42,8 @@ use crate::{
         fault::Faults,
         keyring::Keyring,
         log::Log,
-        repepper::{self, PepperMismatch, Repepper},
+        pepper_check::{self, PepperMismatch},
+        repepper::Repepper,
         replica::Replica,
         secret::Secrets,
         usage::Usage,
@@ -98,7 +99,11 @@ pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
 ///
 /// # Errors
 /// When that cannot be done.
-pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartError> {
+pub async fn migrate(
+    config: &Config,
+    forget_peppers: bool,
+    restored: bool,
+) -> Result<(), StartError> {
     let store = open_store(config).await?;
     if forget_peppers {
         store.forget_pepper_checks().await?;
@@ -154,7 +159,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cache: Arc::clone(&cache),
         clock: clock.clone(),
     };
-    let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
+    let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets), clock.clone());
     let keyring = Keyring::new(
         Arc::clone(&store),
         Arc::clone(&secrets),
@@ -254,9 +259,9 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, StartError> {
     let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
     let files = keyfile::read(config, engine, store).await?;
-    let checked = repepper::check(store, &files.peppers).await;
-    checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
-    Ok(files)
+    let checked = pepper_check::check(store, &SystemClock, files.peppers).await;
+    let peppers = checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
+    Ok(KeyFiles { peppers, ..files })
 }
 
 /// Tells that it is not ready, and still accepts connections for a moment.

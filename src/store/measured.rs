@@ -8,8 +8,8 @@ use opentelemetry::trace::SpanKind;
 use tokio::time::{self, Instant};
 
 use super::{
-    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-    Replicas, Store, StoreError, WarmPage, WarmQuery,
+    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
+    PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     retry::{SILENCE, again, in_time},
 };
 use crate::{
@@ -311,9 +311,12 @@ impl<S: Store> Store for Measured<S> {
         self.calls.run(Call::Pepper, work).await
     }
 
-    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
+    async fn count_by_pepper(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
         self.calls
-            .retried(Call::Pepper, || self.store.names_pepper(pepper))
+            .retried(Call::Pepper, || self.store.count_by_pepper(now))
             .await
     }
 

@@ -26,8 +26,8 @@ use crate::{
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, column,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
+        PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, column,
         listing::{self, Param},
         loaders::Loaders,
         text,
@@ -363,10 +363,12 @@ impl Store for SqlStore {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         query(text::LOCK).execute(&mut *transaction).await?;
         let known = pepper_checks(&mut *transaction).await?;
-        for (pepper, check) in choose(&known) {
+        for record in choose(head, &known) {
             query(text::INSERT_PEPPER_CHECK)
-                .bind(pepper)
-                .bind(check)
+                .bind(record.pepper_id)
+                .bind(record.ordinal)
+                .bind(record.argon2_until)
+                .bind(record.check_value)
                 .execute(&mut *transaction)
                 .await?;
         }
@@ -380,11 +382,18 @@ impl Store for SqlStore {
         Ok(())
     }
 
-    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
-        Ok(query_scalar(text::NAMES_PEPPER)
-            .bind(pepper)
-            .fetch_one(&self.reader)
-            .await?)
+    async fn count_by_pepper(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
+        let rows = query(text::COUNT_BY_PEPPER)
+            .bind(now.as_micros())
+            .fetch_all(&self.reader)
+            .await?;
+        collect(&rows, |row| {
+            let count: i64 = row.try_get(1)?;
+            Ok((row.try_get(0)?, u64::try_from(count).unwrap_or_default()))
+        })
     }
 
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
@@ -636,7 +645,12 @@ async fn pepper_checks(
 ) -> Result<Vec<PepperCheck>, StoreError> {
     let rows = query(text::PEPPER_CHECKS).fetch_all(on).await?;
     collect(&rows, |row| {
-        Ok((row.try_get("pepper_id")?, row.try_get("check_value")?))
+        Ok(PepperCheck {
+            pepper_id: row.try_get("pepper_id")?,
+            ordinal: row.try_get("ordinal")?,
+            argon2_until: row.try_get("argon2_until")?,
+            check_value: row.try_get("check_value")?,
+        })
     })
 }
 

@@ -190,10 +190,14 @@ statements! {
     REMOVE_REPLICA = "DELETE FROM replicas WHERE id = $1 AND renewals = $2";
     REPLICAS = "SELECT id, applied_revision, renewals, lease FROM replicas";
     COUNT_KEYS = "SELECT COUNT(*) FROM (SELECT 1 FROM keys LIMIT $1) k";
-    NAMES_PEPPER = "SELECT EXISTS (SELECT 1 FROM keys WHERE mac_pepper = $1) AS named";
-    PEPPER_CHECKS = "SELECT pepper_id, check_value FROM peppers";
+    COUNT_BY_PEPPER =
+        "SELECT mac_pepper, COUNT(*) FROM keys \
+         WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1) GROUP BY mac_pepper";
+    PEPPER_CHECKS =
+        "SELECT pepper_id, ordinal, argon2_until, check_value FROM peppers ORDER BY ordinal";
     INSERT_PEPPER_CHECK =
-        "INSERT INTO peppers (pepper_id, check_value) VALUES ($1, $2)";
+        "INSERT INTO peppers (pepper_id, ordinal, argon2_until, check_value) \
+         VALUES ($1, $2, $3, $4)";
     FORGET_PEPPER_CHECKS = "DELETE FROM peppers";
     FIND_OWNER = concat!(
         "SELECT ", owner_columns!(), " FROM owners o WHERE o.tenant_id = $1 AND o.owner_id = $2"

@@ -25,8 +25,8 @@ use gatekey::{
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
+        PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -400,8 +400,11 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
-    async fn names_pepper(&self, _: &str) -> Result<bool, StoreError> {
-        unreachable!("the model does not ask for this")
+    async fn count_by_pepper(
+        &self,
+        _: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn add_uses(&self, _: &[(KeyId, Uses)]) -> Result<(), StoreError> {
