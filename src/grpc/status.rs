@@ -1,7 +1,8 @@
 //! The only place a status code is chosen.
 //!
 //! Every status carries `ErrorInfo` with a reason to program against; the message is for people.
-//! No text of a driver, and no value of a request, is in either.
+//! No text of a driver is in either, and of the request's values only what could be read: a code
+//! point, a network, a scope.
 
 use std::{collections::HashMap, error::Error, time::Duration};
 
@@ -61,13 +62,13 @@ fn with_details(
     Status::with_error_details(code, message, details)
 }
 
-fn retry_later(code: Code, reason: &str, message: &str) -> Status {
 /// A status whose `ErrorInfo` also has this value.
 fn telling(code: Code, reason: &str, (name, value): (&str, String), message: String) -> Status {
     let metadata = HashMap::from([(name.to_owned(), value)]);
     with_details(code, reason, metadata, message, ErrorDetails::new())
 }
 
+fn retry_later(code: Code, reason: &str, message: &str) -> Status {
     let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     with_details(code, reason, HashMap::new(), message, details)
 }
@@ -189,10 +190,10 @@ impl From<Undecided> for Status {
                 "LOADS_BUSY",
                 &undecided.to_string(),
             ),
-        }
             Undecided::UnknownPepper => {
                 retry_later(Code::Unavailable, "UNKNOWN_PEPPER", &undecided.to_string())
             }
+        }
     }
 }
 
@@ -237,10 +238,6 @@ impl From<Refused> for Status {
             Refused::KeyRotated(successor) => {
                 return of_key(Code::FailedPrecondition, "KEY_ROTATED", successor, message);
             }
-            Refused::CallerGone => (Code::Unauthenticated, "CREDENTIAL_INVALID"),
-            Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
-            Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
-            Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),
             Refused::RevisionAhead(head) => {
                 let told = ("head", head.to_string());
                 return telling(Code::OutOfRange, "REVISION_AHEAD", told, message);
@@ -249,8 +246,13 @@ impl From<Refused> for Status {
                 let told = ("store_id", store_id);
                 return telling(Code::FailedPrecondition, "STORE_ID_MISMATCH", told, message);
             }
+            Refused::CallerGone => (Code::Unauthenticated, "CREDENTIAL_INVALID"),
+            Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
+            Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
+            Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),
             Refused::Forbidden(_) => (Code::PermissionDenied, "ACTION_NOT_GRANTED"),
             Refused::NotHeld => (Code::PermissionDenied, "SCOPE_NOT_HELD"),
+            Refused::Stronger => (Code::PermissionDenied, "STRONGER_PRINCIPAL"),
             Refused::KeyRevoked => (Code::FailedPrecondition, "KEY_REVOKED"),
             Refused::KeyExpired => (Code::FailedPrecondition, "KEY_EXPIRED"),
             Refused::KeySuspended => (Code::FailedPrecondition, "KEY_SUSPENDED"),
@@ -269,7 +271,6 @@ fn of_rules(rules: &[Rule], message: String) -> Status {
             violations.push(PreconditionViolation::new(name(rule), subject, what));
         };
         match rule {
-            Refused::Stronger => (Code::PermissionDenied, "STRONGER_PRINCIPAL"),
             Rule::ScopeCatalog(outside) => {
                 let what = "the tenant's catalog does not have this scope";
                 let mut length = 0;

@@ -108,11 +108,6 @@ pub async fn migrate(
     if forget_peppers {
         store.forget_pepper_checks().await?;
     }
-    store.close().await;
-    Ok(())
-}
-
-async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     if restored {
         let LogPosition { store_id, head } = store.mark_restored().await?;
         println!(
@@ -121,6 +116,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
              revoke them again."
         );
     }
+    store.close().await;
+    Ok(())
+}
+
+async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let started = SystemClock.now();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -378,6 +378,15 @@ impl Mutation for MeasuredMutation {
         in_time(self.mutation.list_living(tenant, owner, now)).await
     }
 
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        in_time(self.mutation.living_scopes(tenant, owner, now)).await
+    }
+
     async fn insert_key(
         &mut self,
         key: &Key,
@@ -392,15 +401,6 @@ impl Mutation for MeasuredMutation {
     }
 
     async fn revoke_living(
-    async fn living_scopes(
-        &mut self,
-        tenant: &str,
-        owner: &str,
-        now: Timestamp,
-    ) -> Result<Vec<Scopes>, StoreError> {
-        in_time(self.mutation.living_scopes(tenant, owner, now)).await
-    }
-
         &mut self,
         tenant: &str,
         owner: Option<&str>,

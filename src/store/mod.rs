@@ -338,6 +338,14 @@ pub trait Mutation: Send {
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError>;
 
+    /// The scopes of an owner's keys that can be used now or once resumed, each set once.
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError>;
+
     /// Writes a new key.
     async fn insert_key(
         &mut self,
@@ -367,14 +375,6 @@ pub trait Mutation: Send {
 
     /// Makes or replaces a tenant.
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError>;
-    /// The scopes of an owner's keys that can be used now or once resumed, each set once.
-    async fn living_scopes(
-        &mut self,
-        tenant: &str,
-        owner: &str,
-        now: Timestamp,
-    ) -> Result<Vec<Scopes>, StoreError>;
-
 
     /// Writes the event and ends the mutation. When it returns, what was written is durable.
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError>;

@@ -362,6 +362,9 @@ impl Store for SqlStore {
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         query(text::LOCK).execute(&mut *transaction).await?;
+        let head = query_scalar(text::HEAD)
+            .fetch_one(&mut *transaction)
+            .await?;
         let known = pepper_checks(&mut *transaction).await?;
         for record in choose(head, &known) {
             query(text::INSERT_PEPPER_CHECK)
@@ -428,6 +431,8 @@ impl Store for SqlStore {
         self.loaders.close().await;
         self.hints.close().await;
         self.pulse.close().await;
+        // Last: SQLite's write-ahead log goes into the file with the last connection, if that can write.
+        self.writer.close().await;
     }
 }
 
@@ -440,8 +445,6 @@ struct SqlMutation {
 impl Mutation for SqlMutation {
     fn revision(&self) -> i64 {
         self.revision
-        // Last: SQLite's write-ahead log goes into the file with the last connection, if that can write.
-        self.writer.close().await;
     }
 
     async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
@@ -484,6 +487,21 @@ impl Mutation for SqlMutation {
         collect(&rows, |row| column::key_id(row.try_get(0)?))
     }
 
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        let rows = query(text::LIVING_SCOPES)
+            .bind(tenant)
+            .bind(now.as_micros())
+            .bind(owner)
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        collect(&rows, |row| column::scopes(row.try_get(0)?))
+    }
+
     async fn insert_key(
         &mut self,
         key: &Key,
@@ -516,21 +534,6 @@ impl Mutation for SqlMutation {
             .bind(key.revision)
             .execute(&mut *self.transaction)
             .await?;
-    async fn living_scopes(
-        &mut self,
-        tenant: &str,
-        owner: &str,
-        now: Timestamp,
-    ) -> Result<Vec<Scopes>, StoreError> {
-        let rows = query(text::LIVING_SCOPES)
-            .bind(tenant)
-            .bind(now.as_micros())
-            .bind(owner)
-            .fetch_all(&mut *self.transaction)
-            .await?;
-        collect(&rows, |row| column::scopes(row.try_get(0)?))
-    }
-
         Ok(())
     }
 

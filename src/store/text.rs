@@ -162,13 +162,13 @@ statements! {
     LIST_LIVING_OF_OWNER = concat!(
         "SELECT key_id FROM keys WHERE ", living!(), " AND owner_id = $3 ORDER BY created_revision"
     );
+    LIVING_SCOPES =
+        concat!("SELECT DISTINCT scopes FROM keys WHERE ", living!(), " AND owner_id = $3");
     REVOKE_LIVING = concat!(revoke!(), living!());
     REVOKE_LIVING_OF_OWNER = concat!(revoke!(), living!(), " AND owner_id = $6");
     INSERT_KEY =
         "INSERT INTO keys (key_id, tenant_id, owner_id, label, description, prefix, scopes, \
          audiences, allowed_cidrs, metadata, suspended, created_at, created_by, expires_at, \
-    LIVING_SCOPES =
-        concat!("SELECT DISTINCT scopes FROM keys WHERE ", living!(), " AND owner_id = $3");
          rotated_from, request_id, hash_version, secret_phc, secret_mac, mac_pepper, \
          created_revision, revision) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, \

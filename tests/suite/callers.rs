@@ -16,7 +16,7 @@ use gatekey::grpc::{
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tokio::task::JoinSet;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -408,7 +408,6 @@ async fn events_but_of_callers(admin: &Client) -> Vec<Event> {
 async fn get(admin: &Client, key: &Key) -> Key {
     let get = GetKeyRequest {
         key_id: key.key_id.clone(),
-const STRONGER: (Code, &str) = (Code::PermissionDenied, "STRONGER_PRINCIPAL");
         tenant_id: String::new(),
     };
     let answer = admin.keys.clone().get_key(get).await;
@@ -417,6 +416,7 @@ const STRONGER: (Code, &str) = (Code::PermissionDenied, "STRONGER_PRINCIPAL");
 
 const NOT_GRANTED: (Code, &str) = (Code::PermissionDenied, "ACTION_NOT_GRANTED");
 const NOT_HELD: (Code, &str) = (Code::PermissionDenied, "SCOPE_NOT_HELD");
+const STRONGER: (Code, &str) = (Code::PermissionDenied, "STRONGER_PRINCIPAL");
 const MISSING: (Code, &str) = (Code::Unauthenticated, "CREDENTIAL_MISSING");
 const INVALID: (Code, &str) = (Code::Unauthenticated, "CREDENTIAL_INVALID");
 

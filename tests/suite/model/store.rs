@@ -512,6 +512,15 @@ impl Mutation for Begun {
         unreachable!("the model does not ask for this")
     }
 
+    async fn living_scopes(
+        &mut self,
+        _: &str,
+        _: &str,
+        _: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
     async fn insert_key(
         &mut self,
         _: &Key,
@@ -523,15 +532,6 @@ impl Mutation for Begun {
 
     async fn revoke_living(
         &mut self,
-    async fn living_scopes(
-        &mut self,
-        _: &str,
-        _: &str,
-        _: Timestamp,
-    ) -> Result<Vec<Scopes>, StoreError> {
-        unreachable!("the model does not ask for this")
-    }
-
         _: &str,
         _: Option<&str>,
         _: Timestamp,
