@@ -159,7 +159,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cache: Arc::clone(&cache),
         clock: clock.clone(),
     };
-    let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets), clock.clone());
+    let repepper = Repepper::start(Arc::clone(&store), &secrets, clock.clone());
     let keyring = Keyring::new(
         Arc::clone(&store),
         Arc::clone(&secrets),

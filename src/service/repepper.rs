@@ -50,7 +50,7 @@ impl Repepper {
     /// Starts moving and counting keys on the current runtime, until the returned handle and its
     /// clones are dropped.
     #[must_use]
-    pub fn start(store: Arc<dyn Store>, secrets: Arc<Secrets>, clock: Arc<dyn Clock>) -> Self {
+    pub fn start(store: Arc<dyn Store>, secrets: &Secrets, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let counts = Arc::default();
         let mover = Mover {

@@ -186,7 +186,7 @@ impl Argon {
     /// Whether a stored hash is of this text.
     pub(super) async fn verify(&self, text: &str, stored: StoredHash) -> Result<bool, Busy> {
         let text = Zeroizing::new(text.to_owned());
-        self.run(move |memory| stored.is_of(&text, memory)).await
+        self.run(move |memory| stored.matches(&text, memory)).await
     }
 
     /// Does the work of [`Argon::verify`] for a text that belongs to no key.
@@ -281,8 +281,8 @@ impl StoredHash {
         }
     }
 
-    fn is_of(self, text: &str, memory: &mut Vec<Block>) -> bool {
-        let output = digest(&argon(self.params), text, &self.salt, memory);
+    fn matches(&self, text: &str, memory: &mut Vec<Block>) -> bool {
+        let output = digest(&argon(self.params.clone()), text, &self.salt, memory);
         output.is_some_and(|output| output.as_bytes().ct_eq(self.hash.as_bytes()).into())
     }
 }
