@@ -132,9 +132,10 @@ impl Validator {
     /// When it could not decide: the store does not answer, or too much is asked of it.
     pub async fn validate(&self, question: &Question<'_>) -> Result<Decision, Undecided> {
         let Some(presented) = question.credential.presented() else {
-            return Ok(match question.credential.is_empty() {
-                true => Decision::Missing,
-                false => Decision::Malformed,
+            return Ok(if question.credential.is_empty() {
+                Decision::Missing
+            } else {
+                Decision::Malformed
             });
         };
         let Some(entry) = self.prove(presented).await? else {
