@@ -140,10 +140,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let ports = Ports::bind(config).await?;
 
-    let (secrets, clock) = (
-        Arc::new(Secrets::new(peppers, config.argon2)),
-        Arc::new(SystemClock),
-    );
+    let secrets = Arc::new(Secrets::new(peppers, config.argon2));
+    let clock = Arc::new(SystemClock);
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
     let replica = Arc::new(Replica::new(
         Arc::clone(&store),
@@ -197,9 +195,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let term = Term::new(config, &stop);
     let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
     let tellers = [Arc::new(house) as Arc<dyn Tell>, workers.connections()];
-    let telling = ports
-        .metrics
-        .map(|port| metrics::start(port, started, tellers));
+    let tell = |port| metrics::start(port, started, tellers);
+    let telling = ports.metrics.map(tell);
     info!(
         listen = %ports.listen,
         tls = tls.is_some(),
