@@ -43,7 +43,9 @@ on_both_engines! {
 #[tokio::test]
 async fn memberships_in_a_backup_end_when_it_is_marked_as_restored() {
     let setup = Gatekey::postgres(&Database::create().await).env("GATEKEY_LEASE", "1s");
-    setup.start().await.kill9();
+    let server = setup.start().await;
+    server.wait_for_log(r#""message":"joined""#).await;
+    server.kill9();
     let restored = backup(&setup).await;
     let ids = "SELECT id FROM replicas";
     let mut inside = Inside::of(&restored).await;
