@@ -22,9 +22,10 @@ fn main() -> ExitCode {
     };
     let ended = match command {
         Command::Serve => server::serve(&runtime, &config),
-        Command::Migrate { forget_peppers } => {
-            runtime.block_on(server::migrate(&config, forget_peppers))
-        }
+        Command::Migrate {
+            forget_peppers,
+            restored,
+        } => runtime.block_on(server::migrate(&config, forget_peppers, restored)),
         Command::Health => runtime.block_on(server::health::ask(&config)),
     };
     match ended {

@@ -4,9 +4,12 @@
 -- so waits for the one before it: revisions become visible in the order of their numbers.
 CREATE TABLE log_head (
     one      INTEGER PRIMARY KEY CHECK (one = 1),
-    revision BIGINT NOT NULL
+    revision BIGINT NOT NULL,
+    -- 32 random hexadecimal digits: which log the revisions are of. A restored backup gets another
+    -- one, because it gives the same revisions to other changes.
+    store_id TEXT NOT NULL
 );
-INSERT INTO log_head (one, revision) VALUES (1, 0);
+INSERT INTO log_head (one, revision, store_id) VALUES (1, 0, lower(hex(randomblob(16))));
 
 CREATE TABLE tenants (
     tenant_id                 TEXT PRIMARY KEY,
@@ -73,7 +76,8 @@ CREATE TABLE keys (
 CREATE UNIQUE INDEX keys_by_tenant ON keys (tenant_id, created_revision);
 CREATE INDEX keys_by_owner ON keys (tenant_id, owner_id, created_revision);
 CREATE UNIQUE INDEX keys_by_request ON keys (tenant_id, request_id) WHERE request_id IS NOT NULL;
-CREATE INDEX keys_by_pepper ON keys (mac_pepper);
+-- Counts the keys that each pepper is still needed for.
+CREATE INDEX keys_by_pepper ON keys (mac_pepper, expires_at) WHERE revoked_at IS NULL;
 
 CREATE TABLE events (
     revision  BIGINT PRIMARY KEY,
@@ -89,8 +93,14 @@ CREATE TABLE events (
 CREATE INDEX events_by_tenant ON events (tenant_id, revision);
 CREATE INDEX events_by_key ON events (key_id, revision) WHERE key_id IS NOT NULL;
 
--- What each pepper makes of a known text: tells a wrong pepper before it does harm.
+-- The peppers that were used with this database.
 CREATE TABLE peppers (
-    pepper_id   TEXT PRIMARY KEY,
-    check_value BLOB NOT NULL
+    pepper_id    TEXT PRIMARY KEY,
+    -- Grows in the order in which they were first used.
+    ordinal      BIGINT NOT NULL UNIQUE,
+    -- Keys with a created_revision up to this may have no MAC under a known pepper, and are then
+    -- checked by secret_phc: they were made without a pepper, or under one that is lost.
+    argon2_until BIGINT NOT NULL,
+    -- A MAC of a known text and argon2_until, to detect a wrong pepper and a changed record.
+    check_value  BLOB NOT NULL
 );

@@ -5,6 +5,7 @@
 
 use super::{
     clock::Timestamp,
+    name::is_name,
     scope::{Scope, Scopes},
     standing::Standing,
     token::KeyId,
@@ -13,10 +14,11 @@ use super::{
 /// The actor's name in the log when the admin token was used.
 pub const ADMIN: &str = "admin";
 
-/// Whether a name in a certificate can be an actor's in the log, and not be taken for another's.
+/// Whether a name in a certificate can be an actor's in the log, and not be taken for another's: an
+/// owner of that name can exist, and nobody else is called so.
 #[must_use]
 pub fn is_owner_name(name: &str) -> bool {
-    name != ADMIN && KeyId::parse(name).is_none()
+    is_name(name) && name != ADMIN && KeyId::parse(name).is_none()
 }
 
 /// What a call does, as rights name it.
@@ -241,6 +243,8 @@ mod tests {
         assert!(is_owner_name("admin.example.org"));
         assert!(!is_owner_name("admin"));
         assert!(!is_owner_name("key_0123456789abcdef"));
+        assert!(!is_owner_name("spiffe://example.org/orders\u{7}"));
+        assert!(!is_owner_name(&"a".repeat(256)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod credential;
 pub mod enforcement;
 pub mod event;
 pub mod key;
+pub mod name;
 pub mod owner;
 pub mod page;
 pub mod scope;

@@ -83,9 +83,10 @@ impl Tenant {
     /// # Errors
     /// [`Rule::TenantSuspended`].
     pub fn admit_new_keys(&self) -> Result<(), Rule> {
-        match self.suspended {
-            true => Err(Rule::TenantSuspended),
-            false => Ok(()),
+        if self.suspended {
+            Err(Rule::TenantSuspended)
+        } else {
+            Ok(())
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     parse::Fields,
     proto::{
         self, ListEventsRequest, ListEventsResponse, WatchEventsRequest, WatchEventsResponse,
-        event_service_server::EventService,
+        WatchStarted, event_service_server::EventService, watch_events_response::Message,
     },
     status,
 };
@@ -81,12 +81,21 @@ impl EventService for Doors {
             caller,
             tenant,
             from: request.revision,
+            store_id: Some(request.store_id).filter(|id| !id.is_empty()),
         };
-        let events = self.log.follow(watch, self.stop.clone())?;
-        let events = ReceiverStream::new(events).map(|event| {
-            let event = Some(convert::event(event?));
-            Ok(WatchEventsResponse { event })
+        let (position, events) = self.log.follow(watch, self.stop.clone()).await?;
+        let started = Message::Started(WatchStarted {
+            store_id: position.store_id,
+            head: position.head,
         });
+        let events =
+            ReceiverStream::new(events).map(|event| Ok(Message::Event(convert::event(event?))));
+        let events = once(Ok(started))
+            .chain(events)
+            .map(|message: Result<_, Status>| {
+                let message = Some(message?);
+                Ok(WatchEventsResponse { message })
+            });
         // What ends without an error has been stopped: a client should go on elsewhere.
         let events = events.chain(once(Err(status::stopping())));
         Ok(Response::new(Box::pin(events)))

@@ -14,6 +14,7 @@ mod events;
 mod front;
 mod keys;
 mod method;
+mod network;
 mod owners;
 mod parse;
 mod patience;

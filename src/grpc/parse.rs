@@ -3,19 +3,17 @@
 //! A parser notes what is wrong and goes on with a value that is never used: [`Fields::check`]
 //! then refuses the request as a whole.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Debug,
-    net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
-    time::Duration,
+use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{
+    network::{parse_address, parse_network},
+    status::Invalid,
 };
-
-use ipnet::{IpNet, Ipv4Net};
-
-use super::status::Invalid;
 use crate::domain::{
     clock::Timestamp,
+    name::{NAME_MAX, find_invisible, find_misleading},
     page::{self, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page},
     scope::{SCOPES_MAX, Scope, Scopes},
     tenant::is_tenant_id,
@@ -23,7 +21,6 @@ use crate::domain::{
     violation::Violation,
 };
 
-const OWNER_ID_MAX: usize = 255;
 const AUDIENCES_MAX: usize = 64;
 const CIDRS_MAX: usize = 64;
 const METADATA_MAX: usize = 4096;
@@ -76,39 +73,67 @@ impl Fields {
     }
 
     pub(super) fn owner_id(&mut self, field: &str, value: String) -> String {
-        if !is_name(&value) {
-            self.note(field, "must have 1-255 bytes and no control characters");
-        }
+        self.name(field, &value);
         value
+    }
+
+    /// Checks what people compare by eye, such as an owner's id.
+    fn name(&mut self, field: &str, value: &str) {
+        if !(1..=NAME_MAX).contains(&value.len()) {
+            self.note(field, "must have 1-255 bytes");
+        }
+        self.visible(field, value);
+    }
+
+    fn visible(&mut self, field: &str, value: &str) {
+        if let Some(found) = find_invisible(value) {
+            let code = u32::from(found);
+            self.note(
+                field,
+                format!("must not have U+{code:04X}, an invisible or control character"),
+            );
+        }
     }
 
     pub(super) fn optional_owner_id(&mut self, field: &str, value: String) -> Option<String> {
         (!value.is_empty()).then(|| self.owner_id(field, value))
     }
 
-    /// A text of one line.
+    /// A text of one line, which people compare by eye.
     pub(super) fn line(
         &mut self,
         field: &str,
         value: String,
         characters: RangeInclusive<usize>,
     ) -> String {
-        if !characters.contains(&value.chars().count()) || value.chars().any(char::is_control) {
+        if !characters.contains(&value.chars().count()) {
             let (min, max) = (characters.start(), characters.end());
-            self.note(
-                field,
-                format!("must have {min}-{max} characters, no control characters"),
-            );
+            self.note(field, format!("must have {min}-{max} characters"));
         }
+        self.visible(field, &value);
         value
     }
 
-    /// A text for people: at most 1024 characters, line breaks and tabs among them.
+    /// A text for people to read: at most 1024 characters, line breaks and tabs among them.
     pub(super) fn text(&mut self, field: &str, value: String) -> String {
-        if value.chars().count() > TEXT_MAX || !is_text(&value) {
-            self.note(field, "must have at most 1024 characters, line breaks and tabs the only control characters");
+        if value.chars().count() > TEXT_MAX {
+            self.note(field, "must have at most 1024 characters");
         }
+        self.readable(field, &value);
         value
+    }
+
+    fn readable(&mut self, field: &str, value: &str) {
+        if let Some(found) = find_misleading(value) {
+            let code = u32::from(found);
+            self.note(
+                field,
+                format!(
+                    "must not have U+{code:04X}, a control character or one that reorders text; \
+                     line breaks and tabs are allowed"
+                ),
+            );
+        }
     }
 
     pub(super) fn scopes(&mut self, field: &str, values: &[String]) -> Scopes {
@@ -157,28 +182,14 @@ impl Fields {
     }
 
     pub(super) fn audiences(&mut self, field: &str, values: Vec<String>) -> Vec<String> {
-        self.names(field, values, AUDIENCES_MAX, is_name)
+        self.names(field, values, AUDIENCES_MAX)
     }
 
     /// A list of names, each once.
-    pub(super) fn names(
-        &mut self,
-        field: &str,
-        values: Vec<String>,
-        max: usize,
-        right: impl Fn(&str) -> bool,
-    ) -> Vec<String> {
+    pub(super) fn names(&mut self, field: &str, values: Vec<String>, max: usize) -> Vec<String> {
         self.count(field, values.len(), max);
-        for (place, _) in values
-            .iter()
-            .enumerate()
-            .take(max)
-            .filter(|(_, name)| !right(name))
-        {
-            self.note(
-                format!("{field}[{place}]"),
-                "must have 1-255 bytes and no control characters; a user name has no `:`",
-            );
+        for (place, value) in values.iter().enumerate().take(max) {
+            self.name(&format!("{field}[{place}]"), value);
         }
         let mut names: Vec<String> = Vec::new();
         for value in values {
@@ -193,12 +204,9 @@ impl Fields {
         self.count(field, values.len(), CIDRS_MAX);
         let mut nets = Vec::new();
         for (place, value) in values.iter().enumerate().take(CIDRS_MAX) {
-            match parse_cidr(value) {
-                Some(net) => nets.push(net),
-                None => self.note(
-                    format!("{field}[{place}]"),
-                    "must be a network such as 10.0.0.0/8 or 2001:db8::/32, or an address",
-                ),
+            match parse_network(value) {
+                Ok(net) => nets.push(net),
+                Err(wrong) => self.note(format!("{field}[{place}]"), wrong.to_string()),
             }
         }
         nets
@@ -221,11 +229,9 @@ impl Fields {
                 "must have at most 4096 bytes, names and values together",
             );
         }
-        if map
-            .iter()
-            .any(|(key, value)| !is_name(key) || !is_text(value))
-        {
-            self.note(field, "names must have 1-255 bytes; no control characters");
+        for (name, value) in &map {
+            self.name(field, name);
+            self.readable(field, value);
         }
         map
     }
@@ -296,19 +302,14 @@ impl Fields {
     /// An address, never an IPv4-mapped one. A port behind it is ignored.
     pub(super) fn ip(&mut self, field: &str, value: &str) -> Option<IpAddr> {
         let text = value.trim();
-        let ip = parse_ip(text);
-        if text.contains(',') {
-            self.note(
-                field,
-                "must be one address, not a list: give the one that your trusted proxy saw",
-            );
-        } else if ip.is_none() && !text.is_empty() {
-            self.note(
-                field,
-                "must be an IPv4 or IPv6 address, such as 192.0.2.1, 2001:db8::1 or [2001:db8::1]:80",
-            );
+        if text.is_empty() {
+            return None;
         }
-        ip.map(|ip| ip.to_canonical())
+        let ip = parse_address(text);
+        if let Err(wrong) = &ip {
+            self.note(field, wrong.to_string());
+        }
+        ip.ok()
     }
 
     /// Which page of the list that `query` asks for.
@@ -338,61 +339,39 @@ impl Fields {
     }
 }
 
-/// 1–255 bytes without control characters.
-pub(super) fn is_name(text: &str) -> bool {
-    (1..=OWNER_ID_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
-}
-
-fn is_text(text: &str) -> bool {
-    text.chars()
-        .all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'))
-}
-
-/// An address, in brackets or not, with a port or without.
-fn parse_ip(text: &str) -> Option<IpAddr> {
-    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    text.parse().ok().or_else(with_port).or_else(bracketed)
-}
-
-/// A network or an address; an IPv4-mapped one is the IPv4 one.
-fn parse_cidr(text: &str) -> Option<IpNet> {
-    let net = text
-        .parse::<IpNet>()
-        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-        .ok()?;
-    let mapped = match net {
-        IpNet::V4(_) => None,
-        IpNet::V6(net) => net
-            .addr()
-            .to_ipv4_mapped()
-            .zip(net.prefix_len().checked_sub(96)),
-    };
-    Some(match mapped {
-        Some((address, length)) => IpNet::V4(Ipv4Net::new(address, length).ok()?.trunc()),
-        None => net.trunc(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_read_as_they_are_meant() {
-        for (text, read) in [
-            ("10.0.0.0/8", Some("10.0.0.0/8")),
-            ("10.1.2.3/8", Some("10.0.0.0/8")),
-            ("192.0.2.1", Some("192.0.2.1/32")),
-            ("::ffff:10.0.0.0/104", Some("10.0.0.0/8")),
-            ("::ffff:192.0.2.1", Some("192.0.2.1/32")),
-            ("2001:db8::/32", Some("2001:db8::/32")),
-            ("10.0.0.0/33", None),
-            ("example.org", None),
-            ("", None),
-        ] {
-            let net = parse_cidr(text).map(|net| net.to_string());
-            assert_eq!(net.as_deref(), read, "{text}");
+    fn a_violation_names_the_field_and_the_code_point() {
+        let mut fields = Fields::default();
+        fields.owner_id("owner_id", "ali\u{200b}ce".to_owned());
+        fields.line("label", "a\u{7}".to_owned(), 1..=120);
+        fields.text("reason", "a\nb\u{202e}".to_owned());
+        fields.text("description", "a\n\tb\u{200d}".to_owned());
+        fields.names(
+            "audiences",
+            vec!["web".to_owned(), "\u{feff}".to_owned()],
+            9,
+        );
+        fields.metadata("metadata", [("a\u{ad}".to_owned(), String::new())]);
+        let told: Vec<_> = fields
+            .0
+            .iter()
+            .map(|wrong| (&*wrong.field, &*wrong.description))
+            .collect();
+        let found = [
+            ("owner_id", "U+200B"),
+            ("label", "U+0007"),
+            ("reason", "U+202E"),
+            ("audiences[1]", "U+FEFF"),
+            ("metadata", "U+00AD"),
+        ];
+        assert_eq!(told.len(), found.len(), "{told:?}");
+        for ((field, description), (of, code)) in told.into_iter().zip(found) {
+            assert_eq!(field, of);
+            assert!(description.contains(code), "{description}");
         }
     }
 

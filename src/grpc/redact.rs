@@ -43,6 +43,7 @@ impl fmt::Debug for ValidateRequest {
             .field("credential", &self.credential)
             .field("tenant_id", &self.tenant_id)
             .field("required_scopes", &self.required_scopes)
+            .field("any_scopes", &self.any_scopes)
             .field("audience", &self.audience)
             .field("client_ip", &self.client_ip)
             .finish()

@@ -1,7 +1,8 @@
 //! The only place a status code is chosen.
 //!
 //! Every status carries `ErrorInfo` with a reason to program against; the message is for people.
-//! No text of a driver, and no value of a request, is in either.
+//! No text of a driver is in either, and of the request's values only what could be read: a code
+//! point, a network, a scope.
 
 use std::{collections::HashMap, error::Error, time::Duration};
 
@@ -59,6 +60,12 @@ fn with_details(
 ) -> Status {
     details.set_error_info(reason, DOMAIN, metadata);
     Status::with_error_details(code, message, details)
+}
+
+/// A status whose `ErrorInfo` also has this value.
+fn telling(code: Code, reason: &str, (name, value): (&str, String), message: String) -> Status {
+    let metadata = HashMap::from([(name.to_owned(), value)]);
+    with_details(code, reason, metadata, message, ErrorDetails::new())
 }
 
 fn retry_later(code: Code, reason: &str, message: &str) -> Status {
@@ -183,6 +190,9 @@ impl From<Undecided> for Status {
                 "LOADS_BUSY",
                 &undecided.to_string(),
             ),
+            Undecided::UnknownPepper => {
+                retry_later(Code::Unavailable, "UNKNOWN_PEPPER", &undecided.to_string())
+            }
         }
     }
 }
@@ -228,12 +238,21 @@ impl From<Refused> for Status {
             Refused::KeyRotated(successor) => {
                 return of_key(Code::FailedPrecondition, "KEY_ROTATED", successor, message);
             }
+            Refused::RevisionAhead(head) => {
+                let told = ("head", head.to_string());
+                return telling(Code::OutOfRange, "REVISION_AHEAD", told, message);
+            }
+            Refused::OtherStore(store_id) => {
+                let told = ("store_id", store_id);
+                return telling(Code::FailedPrecondition, "STORE_ID_MISMATCH", told, message);
+            }
             Refused::CallerGone => (Code::Unauthenticated, "CREDENTIAL_INVALID"),
             Refused::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
             Refused::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),
             Refused::NoTenant => (Code::NotFound, "TENANT_NOT_FOUND"),
             Refused::Forbidden(_) => (Code::PermissionDenied, "ACTION_NOT_GRANTED"),
             Refused::NotHeld => (Code::PermissionDenied, "SCOPE_NOT_HELD"),
+            Refused::Stronger => (Code::PermissionDenied, "STRONGER_PRINCIPAL"),
             Refused::KeyRevoked => (Code::FailedPrecondition, "KEY_REVOKED"),
             Refused::KeyExpired => (Code::FailedPrecondition, "KEY_EXPIRED"),
             Refused::KeySuspended => (Code::FailedPrecondition, "KEY_SUSPENDED"),

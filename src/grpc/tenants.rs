@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Doors, convert,
-    parse::{Fields, is_name},
+    parse::Fields,
     patience::Patience,
     proto::{
         self, GetTenantRequest, GetTenantResponse, ListTenantsRequest, ListTenantsResponse,
@@ -103,6 +103,14 @@ fn parse_tenant(tenant: proto::Tenant) -> Result<Tenant, Invalid> {
             OnLimit::Reject
         }
     };
+    for (place, name) in tenant.basic_usernames.iter().enumerate() {
+        if name.contains(':') {
+            fields.note(
+                format!("tenant.basic_usernames[{place}]"),
+                "must not have `:`, which ends a user name",
+            );
+        }
+    }
     let parsed = Tenant {
         tenant_id: fields.tenant_id("tenant.tenant_id", tenant.tenant_id),
         display_name: fields.line("tenant.display_name", tenant.display_name, 0..=255),
@@ -121,7 +129,6 @@ fn parse_tenant(tenant: proto::Tenant) -> Result<Tenant, Invalid> {
             "tenant.basic_usernames",
             tenant.basic_usernames,
             USERNAMES_MAX,
-            |name| is_name(name) && !name.contains(':'),
         ),
         revision: 0,
     };

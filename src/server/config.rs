@@ -49,6 +49,9 @@ pub enum Command {
         /// Forget which peppers the keys were made under, when those peppers are lost
         #[arg(long)]
         forget_peppers: bool,
+        /// Give the database a new store_id, after it was restored from a backup
+        #[arg(long)]
+        restored: bool,
     },
     /// Ask a running server whether it is ready; exit 0 when it is
     Health,

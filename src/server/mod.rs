@@ -44,14 +44,15 @@ use crate::{
         fault::Faults,
         keyring::Keyring,
         log::Log,
-        repepper::{self, PepperMismatch, Repepper},
+        pepper_check::{self, PepperMismatch},
+        repepper::Repepper,
         replica::Replica,
         secret::Secrets,
         usage::Usage,
         validator::Validator,
         warm::Warmer,
     },
-    store::{self, Engine, OpenError, Store, StoreError},
+    store::{self, Engine, LogPosition, OpenError, Store, StoreError},
 };
 
 /// How long a store that does not answer is tried at the start.
@@ -109,14 +110,27 @@ pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
     served
 }
 
-/// Brings the store's schema up to date.
+/// Brings the store's schema up to date; forgets the peppers' records, or marks the database as
+/// restored from a backup, where that is asked for.
 ///
 /// # Errors
 /// When that cannot be done.
-pub async fn migrate(config: &Config, forget_peppers: bool) -> Result<(), StartError> {
+pub async fn migrate(
+    config: &Config,
+    forget_peppers: bool,
+    restored: bool,
+) -> Result<(), StartError> {
     let store = open_store(config).await?;
     if forget_peppers {
         store.forget_pepper_checks().await?;
+    }
+    if restored {
+        let LogPosition { store_id, head } = store.mark_restored().await?;
+        println!(
+            "The database has the new store_id {store_id}. Its log ends with revision {head}: what \
+             was changed after the backup is lost. Keys that were revoked since then work again: \
+             revoke them again."
+        );
     }
     store.close().await;
     Ok(())
@@ -142,10 +156,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let ports = Ports::bind(config).await?;
 
-    let (secrets, clock) = (
-        Arc::new(Secrets::new(peppers, config.argon2)),
-        Arc::new(SystemClock),
-    );
+    let secrets = Arc::new(Secrets::new(peppers, config.argon2));
+    let clock = Arc::new(SystemClock);
     let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
     let replica = Arc::new(Replica::new(
         Arc::clone(&store),
@@ -161,7 +173,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         cache: Arc::clone(&cache),
         clock: clock.clone(),
     };
-    let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
+    let repepper = Repepper::start(Arc::clone(&store), &secrets, clock.clone());
     let keyring = Keyring::new(
         Arc::clone(&store),
         Arc::clone(&secrets),
@@ -270,9 +282,9 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, StartError> {
     let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
     let files = keyfile::read(config, engine, store).await?;
-    let checked = repepper::check(store, &files.peppers).await;
-    checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
-    Ok(files)
+    let checked = pepper_check::check(store, &SystemClock, files.peppers).await;
+    let peppers = checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
+    Ok(KeyFiles { peppers, ..files })
 }
 
 /// Tells that it is not ready, and still accepts connections for a moment.

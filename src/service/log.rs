@@ -17,7 +17,7 @@ use crate::{
         standing::Standing,
         tenant::SYSTEM,
     },
-    store::{EventQuery, Store, StoreError},
+    store::{EventQuery, LogPosition, Store, StoreError},
 };
 
 /// How many events a follower reads at once.
@@ -56,19 +56,24 @@ impl Log {
     }
 
     /// Sends events, oldest first, as they come, until the receiver is dropped or `stop` is
-    /// cancelled. Ends after an error, which it sends: also when the caller loses the right.
+    /// cancelled, and returns where the log ends now. Ends after an error, which it sends: also when
+    /// the caller loses the right, or the log becomes another or shorter.
     ///
     /// # Errors
-    /// When the caller may not read these events, or as many follow as may.
-    pub fn follow(
+    /// When the caller may not read these events, as many follow as may, or the log does not go
+    /// that far.
+    pub async fn follow(
         &self,
-        watch: Watch,
+        mut watch: Watch,
         stop: CancellationToken,
-    ) -> Result<mpsc::Receiver<Result<Event, Refused>>, Refused> {
+    ) -> Result<(LogPosition, mpsc::Receiver<Result<Event, Refused>>), Refused> {
         in_view(&watch.caller, watch.tenant.clone(), Action::EventsRead)?;
         let followers = Arc::clone(&self.followers);
         let inside = followers.try_acquire_owned();
         let inside = inside.map_err(|_| Refused::Followed)?;
+        let position = self.store.position().await?;
+        watch.admit(&position)?;
+        watch.store_id = Some(position.store_id.clone());
         let (sender, receiver) = mpsc::channel(AHEAD);
         let follower = Follower {
             store: Arc::clone(&self.store),
@@ -81,7 +86,7 @@ impl Log {
             let _inside = inside;
             stop.run_until_cancelled(follower.run()).await
         });
-        Ok(receiver)
+        Ok((position, receiver))
     }
 }
 
@@ -93,6 +98,27 @@ pub struct Watch {
     pub tenant: Option<String>,
     /// The first revision wanted.
     pub from: i64,
+    /// Which log the revision is of; `None`: whichever there is.
+    pub store_id: Option<String>,
+}
+
+impl Watch {
+    /// Checks that the log is the one that is meant, and that it goes up to what is wanted: a
+    /// restored backup does neither.
+    fn admit(&self, position: &LogPosition) -> Result<(), Refused> {
+        let LogPosition { store_id, head } = position;
+        if self
+            .store_id
+            .as_ref()
+            .is_some_and(|meant| meant != store_id)
+        {
+            return Err(Refused::OtherStore(store_id.clone()));
+        }
+        if self.from > head + 1 {
+            return Err(Refused::RevisionAhead(*head));
+        }
+        Ok(())
+    }
 }
 
 struct Follower {
@@ -127,7 +153,9 @@ impl Follower {
 
     /// Sends what is new to the caller as of now.
     async fn send_new(&mut self) -> Result<(), Refused> {
-        let head = self.store.head().await?;
+        let position = self.store.position().await?;
+        self.watch.admit(&position)?;
+        let head = position.head;
         while self.watch.from <= head {
             let caller = self.watch.caller.clone();
             let of = in_view(&caller, self.watch.tenant.clone(), Action::EventsRead)?;

@@ -27,6 +27,11 @@ pub enum Refused {
     CallerGone,
     #[error("the caller cannot grant what it does not hold")]
     NotHeld,
+    #[error(
+        "the key or owner holds scopes that the caller does not hold: the caller can revoke it, and \
+         cannot change, suspend, rotate or replace it"
+    )]
+    Stronger,
     /// An earlier CreateKey with this `request_id` made that key.
     #[error("this request_id made {0} before; its secret was shown then: rotate it for a new one")]
     RequestRepeated(KeyId),
@@ -41,6 +46,18 @@ pub enum Refused {
     /// Rules of the tenant, all that forbid it; at least one.
     #[error("{}", told(.0))]
     Rules(Vec<Rule>),
+    /// The log ends with that revision.
+    #[error(
+        "the log ends with revision {0}: the database was restored from a backup, or the revision \
+         is of another database; read the state anew and watch from there"
+    )]
+    RevisionAhead(i64),
+    /// The database has that `store_id`.
+    #[error(
+        "the database has another store_id, {0}: it was restored from a backup, and its revisions \
+         are of other changes; read the state anew and watch from there"
+    )]
+    OtherStore(String),
     #[error("too many follow the log at once")]
     Followed,
     #[error(transparent)]

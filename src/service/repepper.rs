@@ -1,159 +1,174 @@
-//! Moves keys to the current pepper, in the background, as they are proven.
+//! Moves keys to the current pepper, in the background, as they are proven, and counts which pepper
+//! is still needed.
 //!
 //! A key that was proven under an older pepper, or by argon2, is handed over with its new MAC.
-//! What cannot be taken now is dropped: the key's next use hands it over again. [`check`] tells,
-//! before anything is served, whether the peppers are the right ones.
+//! What cannot be taken now is dropped: the key's next use hands it over again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tracing::{info, warn};
 
-use super::secret::{Peppers, Secrets};
+use super::secret::Secrets;
 use crate::{
-    domain::{key::Mac, token::KeyId},
-    store::{PepperCheck, Store, StoreError},
+    domain::{clock::Clock, key::Mac, token::KeyId},
+    meter::{Page, Tell},
+    store::{Store, StoreError},
 };
 
 /// How many keys may wait to be moved.
 const WAITING_MAX: usize = 1024;
+/// The least time between two counts, when keys were moved between them and when not.
+const COUNT_AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_mins(1)];
+/// The least time between two counts as a multiple of what a count takes: counting reads an index of
+/// all keys.
+const COUNT_SHARE: [u32; 2] = [100, 1000];
+/// The labels of keys without a MAC, and of keys under a pepper that is not in the file. No pepper's
+/// id has parentheses.
+const NO_PEPPER: &str = "(none)";
+const OTHER_PEPPER: &str = "(other)";
 
-/// Why these peppers must not be used with this store.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-pub enum Unfit {
-    #[error("the pepper {0} is not the one that the store knows by that id")]
-    Wrong(String),
-    #[error(
-        "it has none of the peppers that the store's keys were made under ({0}): restore it, or, if they are lost, run `gatekey migrate --forget-peppers`, after which those keys are checked by argon2 until each has been used once"
-    )]
-    Lost(String),
-}
-
-/// Why the peppers could not be admitted.
-#[derive(Debug, Error)]
-pub enum PepperMismatch {
-    #[error(transparent)]
-    Unfit(Unfit),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Checks that the peppers are those that the store was used with, and records new ones.
-///
-/// # Errors
-/// See [`PepperMismatch`]. Without any pepper nothing is checked.
-pub async fn check(store: &dyn Store, peppers: &Peppers) -> Result<(), PepperMismatch> {
-    let ours: Vec<_> = peppers
-        .checks()
-        .map(|(id, check)| (id.to_owned(), check.to_vec()))
-        .collect();
-    let judged = Mutex::new(Ok(()));
-    store
-        .record_pepper_checks(&|known| {
-            let missing = unrecorded(known, &ours);
-            let mut judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
-            *judged = missing.as_ref().map(drop).map_err(Clone::clone);
-            missing.unwrap_or_default()
-        })
-        .await?;
-    judged
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .map_err(PepperMismatch::Unfit)
-}
-
-/// Which of our peppers the store does not know yet.
-fn unrecorded(known: &[PepperCheck], ours: &[PepperCheck]) -> Result<Vec<PepperCheck>, Unfit> {
-    let of = |id: &str| known.iter().find(|(known, _)| known == id);
-    if let Some((id, _)) = ours
-        .iter()
-        .find(|(id, check)| of(id).is_some_and(|(_, known)| known != check))
-    {
-        return Err(Unfit::Wrong(id.clone()));
-    }
-    let (recorded, missing): (Vec<_>, Vec<_>) =
-        ours.iter().cloned().partition(|(id, _)| of(id).is_some());
-    if !known.is_empty() && !ours.is_empty() && recorded.is_empty() {
-        return Err(Unfit::Lost(ids(known)));
-    }
-    Ok(missing)
-}
-
-fn ids(known: &[PepperCheck]) -> String {
-    known
-        .iter()
-        .map(|(id, _)| &**id)
-        .collect::<Vec<_>>()
-        .join(", ")
-}
+/// How many working keys are under which pepper, by its id or label.
+type Counts = BTreeMap<String, u64>;
 
 /// Where keys to be moved are handed over.
 #[derive(Clone)]
-pub struct Repepper(mpsc::Sender<(KeyId, Mac)>);
+pub struct Repepper {
+    waiting: mpsc::Sender<(KeyId, Mac)>,
+    counts: Arc<Mutex<Counts>>,
+}
 
 impl Repepper {
-    /// Starts moving keys on the current runtime, until the returned handle and its clones are
-    /// dropped.
+    /// Starts moving and counting keys on the current runtime, until the returned handle and its
+    /// clones are dropped.
     #[must_use]
-    pub fn start(store: Arc<dyn Store>, secrets: Arc<Secrets>) -> Self {
+    pub fn start(store: Arc<dyn Store>, secrets: &Secrets, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run(store, secrets, receiver));
-        Self(sender)
+        let counts = Arc::default();
+        let mover = Mover {
+            store,
+            clock,
+            older: secrets.peppers().older().to_vec(),
+            ids: secrets.peppers().ids().map(str::to_owned).collect(),
+            counts: Arc::clone(&counts),
+            logged: false,
+        };
+        tokio::spawn(mover.run(receiver));
+        Self {
+            waiting: sender,
+            counts,
+        }
     }
 
     /// Hands over a key with its MAC under the current pepper, and says whether it was taken.
     #[must_use]
     pub fn move_key(&self, id: KeyId, mac: Mac) -> bool {
-        self.0.try_send((id, mac)).is_ok()
+        self.waiting.try_send((id, mac)).is_ok()
     }
 }
 
-async fn run(
+impl Tell for Repepper {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        page.gauges(
+            "gatekey_pepper_keys",
+            "Keys that are neither revoked nor expired, by the pepper of their MAC",
+            counts
+                .iter()
+                .map(|(pepper, count)| ([("pepper", &**pepper)], *count)),
+        )
+    }
+}
+
+struct Mover {
     store: Arc<dyn Store>,
-    secrets: Arc<Secrets>,
-    mut waiting: mpsc::Receiver<(KeyId, Mac)>,
-) {
-    let mut older: Vec<String> = secrets
-        .peppers()
-        .checks()
-        .skip(1)
-        .map(|(id, _)| id.to_owned())
-        .collect();
-    loop {
-        // Nothing is waiting now: a good time to see what is left under the older peppers.
-        if let Err(error) = tell_unused(&*store, &mut older).await {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "older peppers could not be counted"
-            );
-        }
-        let Some(mut next) = waiting.recv().await else {
-            return;
-        };
+    clock: Arc<dyn Clock>,
+    /// The ids of the peppers in the file.
+    ids: Vec<String>,
+    /// Those that were in use before the current one, and were not logged as unused.
+    older: Vec<String>,
+    counts: Arc<Mutex<Counts>>,
+    /// Whether the first counts were logged.
+    logged: bool,
+}
+
+impl Mover {
+    async fn run(mut self, mut waiting: mpsc::Receiver<(KeyId, Mac)>) {
+        let (mut counted, mut took) = (Instant::now(), Duration::ZERO);
+        let mut next = counted;
         loop {
-            let (id, mac) = next;
-            if let Err(error) = store.replace_mac(id, &mac).await {
+            tokio::select! {
+                moved = waiting.recv() => {
+                    let Some(first) = moved else {
+                        return;
+                    };
+                    self.move_all(first, &mut waiting).await;
+                    next = next.min(counted + COUNT_AGAIN[0].max(took * COUNT_SHARE[0]));
+                }
+                () = sleep_until(next) => {
+                    let began = Instant::now();
+                    if let Err(error) = self.count().await {
+                        let error = &error as &dyn std::error::Error;
+                        warn!(error, "the keys of each pepper could not be counted");
+                    }
+                    (counted, took) = (Instant::now(), began.elapsed());
+                    next = counted + COUNT_AGAIN[1].max(took * COUNT_SHARE[1]);
+                }
+            }
+        }
+    }
+
+    /// Moves this key and those that wait.
+    async fn move_all(&self, first: (KeyId, Mac), waiting: &mut mpsc::Receiver<(KeyId, Mac)>) {
+        let mut next = Some(first);
+        while let Some((id, mac)) = next {
+            if let Err(error) = self.store.replace_mac(id, &mac).await {
                 warn!(key_id = %id, error = &error as &dyn std::error::Error, "a key could not be moved to the current pepper");
             }
-            match waiting.try_recv() {
-                Ok(another) => next = another,
-                Err(_) => break,
-            }
+            next = waiting.try_recv().ok();
         }
     }
-}
 
-/// Says, once, of each older pepper that no key is under it any more.
-async fn tell_unused(store: &dyn Store, older: &mut Vec<String>) -> Result<(), StoreError> {
-    for place in (0..older.len()).rev() {
-        if !store.names_pepper(&older[place]).await? {
-            let pepper = older.swap_remove(place);
-            info!(
-                pepper,
-                "no key is under this pepper any more: its line can be removed"
-            );
+    /// Counts the keys of each pepper, and logs, once, each older pepper that no key needs any more.
+    async fn count(&mut self) -> Result<(), StoreError> {
+        let mut counts: Counts = self.ids.iter().map(|id| (id.clone(), 0)).collect();
+        for (pepper, count) in self.store.count_by_pepper(self.clock.now()).await? {
+            let label = match pepper {
+                None => NO_PEPPER.to_owned(),
+                Some(id) if self.ids.contains(&id) => id,
+                Some(_) => OTHER_PEPPER.to_owned(),
+            };
+            *counts.entry(label).or_default() += count;
         }
+        let shown: Vec<_> = counts
+            .iter()
+            .map(|(id, count)| format!("{id}: {count}"))
+            .collect();
+        let shown = shown.join(", ");
+        if !self.logged {
+            self.logged = true;
+            info!(keys = shown, "working keys by pepper");
+        }
+        self.older.retain(|pepper| {
+            let needed = counts.get(pepper).is_some_and(|count| *count > 0);
+            if !needed {
+                info!(
+                    pepper,
+                    keys = shown,
+                    "no working key is under this pepper any more: its line can be removed"
+                );
+            }
+            needed
+        });
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        Ok(())
     }
-    Ok(())
 }

@@ -42,6 +42,8 @@ pub enum Undecided {
     Busy(#[from] Busy),
     #[error("too many keys are being loaded at once")]
     Overloaded,
+    #[error("the key was made under a pepper that this replica does not have")]
+    UnknownPepper,
 }
 
 /// What is to be known about a presented credential.
@@ -130,9 +132,10 @@ impl Validator {
     /// When it could not decide: the store does not answer, or too much is asked of it.
     pub async fn validate(&self, question: &Question<'_>) -> Result<Decision, Undecided> {
         let Some(presented) = question.credential.presented() else {
-            return Ok(match question.credential.is_empty() {
-                true => Decision::Missing,
-                false => Decision::Malformed,
+            return Ok(if question.credential.is_empty() {
+                Decision::Missing
+            } else {
+                Decision::Malformed
             });
         };
         let Some(entry) = self.prove(presented).await? else {
@@ -238,6 +241,7 @@ impl Validator {
         let Some((grant, verifier)) = found else {
             return Ok(Found::Unproven(None));
         };
+        let created = grant.key.created_revision;
         let standing = Standing::of(&grant);
         // What was proven stays proven: secrets never change.
         let stale = place.as_ref().and_then(|place| place.stale.as_ref());
@@ -251,8 +255,11 @@ impl Validator {
         }
         // Nobody should wait here for the argon2 of a secret that may be wrong.
         drop(place);
-        match self.secrets.prove(presented, &verifier).await? {
+        match self.secrets.prove(presented, &verifier, created).await? {
             Proof::Wrong => Ok(Found::Wrong),
+            // A pepper may be removed once no working key is left under it.
+            Proof::UnknownPepper if standing.barred(self.clock.now()).is_some() => Ok(Found::Wrong),
+            Proof::UnknownPepper => Err(Undecided::UnknownPepper),
             Proof::Proven { fresh_mac } => {
                 // One that could not be handed over is not kept: its next use does it again.
                 let moved = fresh_mac.is_none_or(|mac| self.repepper.move_key(id, mac));
@@ -291,6 +298,7 @@ impl Tell for Validator {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         self.cache.tell(page)?;
         self.secrets.tell(page)?;
+        self.repepper.tell(page)?;
         self.store.tell(page)?;
         let crowd = self.loads.crowd();
         page.gauge(

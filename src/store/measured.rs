@@ -8,8 +8,8 @@ use opentelemetry::trace::SpanKind;
 use tokio::time::{self, Instant};
 
 use super::{
-    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-    Replicas, Store, StoreError, WarmPage, WarmQuery,
+    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
+    PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     retry::{SILENCE, again, in_time},
 };
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
         key::{Key, Mac, Verifier},
         owner::Owner,
         page::Page,
+        scope::Scopes,
         tenant::Tenant,
         token::KeyId,
         usage::Uses,
@@ -272,6 +273,17 @@ impl<S: Store> Store for Measured<S> {
         self.calls.retried(Call::Follow, || self.store.head()).await
     }
 
+    async fn position(&self) -> Result<LogPosition, StoreError> {
+        self.calls
+            .retried(Call::Follow, || self.store.position())
+            .await
+    }
+
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
+        let work = in_time(self.store.mark_restored());
+        self.calls.run(Call::Members, work).await
+    }
+
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
         let mutation = self
             .calls
@@ -299,9 +311,12 @@ impl<S: Store> Store for Measured<S> {
         self.calls.run(Call::Pepper, work).await
     }
 
-    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
+    async fn count_by_pepper(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
         self.calls
-            .retried(Call::Pepper, || self.store.names_pepper(pepper))
+            .retried(Call::Pepper, || self.store.count_by_pepper(now))
             .await
     }
 
@@ -361,6 +376,15 @@ impl Mutation for MeasuredMutation {
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError> {
         in_time(self.mutation.list_living(tenant, owner, now)).await
+    }
+
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        in_time(self.mutation.living_scopes(tenant, owner, now)).await
     }
 
     async fn insert_key(

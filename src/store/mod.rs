@@ -28,6 +28,7 @@ use crate::domain::{
     key::{Grant, Key, KeyState, Mac, Verifier},
     owner::Owner,
     page::Page,
+    scope::Scopes,
     tenant::Tenant,
     token::KeyId,
     usage::Uses,
@@ -101,6 +102,15 @@ pub struct LoadedOwner {
     /// Its record, if it has one.
     pub owner: Option<Owner>,
     pub tenant: Tenant,
+}
+
+/// Which log it is, and how far it goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogPosition {
+    /// 32 random hexadecimal digits. A restored backup has another one.
+    pub store_id: String,
+    /// The revision of the last change.
+    pub head: i64,
 }
 
 /// What a replica says of itself.
@@ -182,11 +192,20 @@ pub struct EventQuery {
     pub before: Option<Timestamp>,
 }
 
-/// A pepper's id, and what it makes of the known text.
-pub type PepperCheck = (String, Vec<u8>);
+/// What the database knows of a pepper.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PepperCheck {
+    pub pepper_id: String,
+    /// Grows with each pepper that is recorded.
+    pub ordinal: i64,
+    /// Keys that were created up to this revision may have no MAC under a known pepper.
+    pub argon2_until: i64,
+    /// What the pepper makes of a known text and of `argon2_until`.
+    pub check_value: Vec<u8>,
+}
 
-/// Chooses which check values to record, from those that are recorded.
-pub type Choose<'a> = dyn Fn(&[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
+/// Chooses which peppers to record, from the revision of the log and those that are recorded.
+pub type Choose<'a> = dyn Fn(i64, &[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 
 /// A database that holds keys, owners, tenants and the log.
 ///
@@ -248,21 +267,32 @@ pub trait Store: Replicas + Tell {
     /// The revision of the last change.
     async fn head(&self) -> Result<i64, StoreError>;
 
+    /// Which log it is, and the revision of the last change.
+    async fn position(&self) -> Result<LogPosition, StoreError>;
+
+    /// Gives a restored backup an identity of its own, so that nobody takes its revisions for those
+    /// that were lost. Memberships of before end; a change waits for their leases once.
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError>;
+
     /// Begins a mutation. It is alone: the next one begins when this has ended.
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError>;
 
-    /// What each pepper ever used makes of the known text.
+    /// The records of all peppers, in the order in which they were made.
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError>;
 
-    /// Reads the peppers' check values and records those that `choose` names, alone while it
-    /// does: of replicas that start together, each sees what the one before it has recorded.
+    /// Reads the peppers' records and adds those that `choose` returns, alone while it does: of
+    /// replicas that start together, each sees what the one before it has recorded.
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError>;
 
     /// Forgets all peppers' check values, so that a new pepper can be used when all are lost.
     async fn forget_pepper_checks(&self) -> Result<(), StoreError>;
 
-    /// Whether a key's MAC was made under this pepper.
-    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError>;
+    /// How many keys that are neither revoked nor expired have a MAC under which pepper; `None`:
+    /// they have none.
+    async fn count_by_pepper(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError>;
 
     /// Replaces a key's MAC by one of the same key under another pepper. Not a change that
     /// anybody could see, and so not an event.
@@ -307,6 +337,14 @@ pub trait Mutation: Send {
         owner: Option<&str>,
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError>;
+
+    /// The scopes of an owner's keys that can be used now or once resumed, each set once.
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError>;
 
     /// Writes a new key.
     async fn insert_key(

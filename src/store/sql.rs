@@ -19,15 +19,15 @@ use crate::{
         key::{Grant, Key, Mac, Verifier},
         owner::Owner,
         page::Page,
-        scope::Scope,
+        scope::{Scope, Scopes},
         tenant::{OnLimit, Tenant},
         token::KeyId,
         usage::Uses,
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, column,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
+        PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, column,
         listing::{self, Param},
         loaders::Loaders,
         text,
@@ -325,6 +325,25 @@ impl Store for SqlStore {
         Ok(query_scalar(text::HEAD).fetch_one(&self.reader).await?)
     }
 
+    async fn position(&self) -> Result<LogPosition, StoreError> {
+        let row = query(text::POSITION).fetch_one(&self.reader).await?;
+        Ok(LogPosition {
+            store_id: row.try_get("store_id")?,
+            head: row.try_get("revision")?,
+        })
+    }
+
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
+        let store_id = format!("{:032x}", rand::random::<u128>());
+        // First: a replica that survived must not apply revisions of another log.
+        query(text::RENAME_REPLICAS).execute(&self.pulse).await?;
+        let head = query_scalar(text::RENAME_STORE)
+            .bind(&store_id)
+            .fetch_one(&self.writer)
+            .await?;
+        Ok(LogPosition { store_id, head })
+    }
+
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         let revision = query_scalar(text::NEXT_REVISION)
@@ -343,11 +362,16 @@ impl Store for SqlStore {
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
         let mut transaction = self.writer.begin_with(BEGIN).await?;
         query(text::LOCK).execute(&mut *transaction).await?;
+        let head = query_scalar(text::HEAD)
+            .fetch_one(&mut *transaction)
+            .await?;
         let known = pepper_checks(&mut *transaction).await?;
-        for (pepper, check) in choose(&known) {
+        for record in choose(head, &known) {
             query(text::INSERT_PEPPER_CHECK)
-                .bind(pepper)
-                .bind(check)
+                .bind(record.pepper_id)
+                .bind(record.ordinal)
+                .bind(record.argon2_until)
+                .bind(record.check_value)
                 .execute(&mut *transaction)
                 .await?;
         }
@@ -361,11 +385,18 @@ impl Store for SqlStore {
         Ok(())
     }
 
-    async fn names_pepper(&self, pepper: &str) -> Result<bool, StoreError> {
-        Ok(query_scalar(text::NAMES_PEPPER)
-            .bind(pepper)
-            .fetch_one(&self.reader)
-            .await?)
+    async fn count_by_pepper(
+        &self,
+        now: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
+        let rows = query(text::COUNT_BY_PEPPER)
+            .bind(now.as_micros())
+            .fetch_all(&self.reader)
+            .await?;
+        collect(&rows, |row| {
+            let count: i64 = row.try_get(1)?;
+            Ok((row.try_get(0)?, u64::try_from(count).unwrap_or_default()))
+        })
     }
 
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
@@ -398,9 +429,10 @@ impl Store for SqlStore {
     async fn close(&self) {
         // They are the readers', too.
         self.loaders.close().await;
-        self.writer.close().await;
         self.hints.close().await;
         self.pulse.close().await;
+        // Last: SQLite's write-ahead log goes into the file with the last connection, if that can write.
+        self.writer.close().await;
     }
 }
 
@@ -453,6 +485,21 @@ impl Mutation for SqlMutation {
         }
         let rows = list.fetch_all(&mut *self.transaction).await?;
         collect(&rows, |row| column::key_id(row.try_get(0)?))
+    }
+
+    async fn living_scopes(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
+        let rows = query(text::LIVING_SCOPES)
+            .bind(tenant)
+            .bind(now.as_micros())
+            .bind(owner)
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        collect(&rows, |row| column::scopes(row.try_get(0)?))
     }
 
     async fn insert_key(
@@ -601,7 +648,12 @@ async fn pepper_checks(
 ) -> Result<Vec<PepperCheck>, StoreError> {
     let rows = query(text::PEPPER_CHECKS).fetch_all(on).await?;
     collect(&rows, |row| {
-        Ok((row.try_get("pepper_id")?, row.try_get("check_value")?))
+        Ok(PepperCheck {
+            pepper_id: row.try_get("pepper_id")?,
+            ordinal: row.try_get("ordinal")?,
+            argon2_until: row.try_get("argon2_until")?,
+            check_value: row.try_get("check_value")?,
+        })
     })
 }
 

@@ -132,6 +132,11 @@ macro_rules! statements {
 
 statements! {
     HEAD = "SELECT revision FROM log_head";
+    POSITION = "SELECT store_id, revision FROM log_head";
+    RENAME_STORE = "UPDATE log_head SET store_id = $1 RETURNING revision";
+    // Nobody renews a membership of that name: its holder, if there is one, joins anew, and is waited
+    // for until its lease has ended.
+    RENAME_REPLICAS = "UPDATE replicas SET id = 'restored-' || id";
     // Waits for the mutation before, and changes nothing.
     LOCK = "UPDATE log_head SET revision = revision";
     NEXT_REVISION = "UPDATE log_head SET revision = revision + 1 RETURNING revision";
@@ -157,6 +162,8 @@ statements! {
     LIST_LIVING_OF_OWNER = concat!(
         "SELECT key_id FROM keys WHERE ", living!(), " AND owner_id = $3 ORDER BY created_revision"
     );
+    LIVING_SCOPES =
+        concat!("SELECT DISTINCT scopes FROM keys WHERE ", living!(), " AND owner_id = $3");
     REVOKE_LIVING = concat!(revoke!(), living!());
     REVOKE_LIVING_OF_OWNER = concat!(revoke!(), living!(), " AND owner_id = $6");
     INSERT_KEY =
@@ -183,10 +190,14 @@ statements! {
     REMOVE_REPLICA = "DELETE FROM replicas WHERE id = $1 AND renewals = $2";
     REPLICAS = "SELECT id, applied_revision, renewals, lease FROM replicas";
     COUNT_KEYS = "SELECT COUNT(*) FROM (SELECT 1 FROM keys LIMIT $1) k";
-    NAMES_PEPPER = "SELECT EXISTS (SELECT 1 FROM keys WHERE mac_pepper = $1) AS named";
-    PEPPER_CHECKS = "SELECT pepper_id, check_value FROM peppers";
+    COUNT_BY_PEPPER =
+        "SELECT mac_pepper, COUNT(*) FROM keys \
+         WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1) GROUP BY mac_pepper";
+    PEPPER_CHECKS =
+        "SELECT pepper_id, ordinal, argon2_until, check_value FROM peppers ORDER BY ordinal";
     INSERT_PEPPER_CHECK =
-        "INSERT INTO peppers (pepper_id, check_value) VALUES ($1, $2)";
+        "INSERT INTO peppers (pepper_id, ordinal, argon2_until, check_value) \
+         VALUES ($1, $2, $3, $4)";
     FORGET_PEPPER_CHECKS = "DELETE FROM peppers";
     FIND_OWNER = concat!(
         "SELECT ", owner_columns!(), " FROM owners o WHERE o.tenant_id = $1 AND o.owner_id = $2"

@@ -9,21 +9,21 @@ use gatekey::grpc::{
         GetOwnerRequest, GetTenantRequest, Key, KeyState, ListEventsRequest, ListKeysRequest,
         ListOwnersRequest, ListTenantsRequest, LookupKeyRequest, Owner, PutOwnerRequest,
         PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeysRequest, RotateKeyRequest, Tenant,
-        UpdateKeyRequest, ValidateRequest, WatchEventsRequest, WatchEventsResponse,
-        key_service_client::KeyServiceClient,
+        UpdateKeyRequest, ValidateRequest, WatchEventsRequest,
+        key_service_client::KeyServiceClient, watch_events_response::Message,
     },
 };
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tokio::task::JoinSet;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
     indistinguishable::{unknown, with_another_secret},
     support::{
         Client, Engine,
-        client::{ask, error_reason, new_key, texts, unused},
+        client::{ask, error_reason, new_key, next_event, texts, unused},
         on_both_engines,
     },
 };
@@ -292,10 +292,10 @@ impl Rpc {
             WatchEvents => {
                 let watch = WatchEventsRequest {
                     tenant_id,
-                    revision: 0,
+                    ..WatchEventsRequest::default()
                 };
                 let mut stream = events.watch_events(watch).await?.into_inner();
-                Ok(next(&mut stream).await.encode_to_vec())
+                Ok(next_event(&mut stream).await.encode_to_vec())
             }
             other => unreachable!("{other:?} is not of EventService"),
         }
@@ -304,14 +304,6 @@ impl Rpc {
 
 fn bytes<T: prost::Message>(answer: Result<Response<T>, Status>) -> Result<Vec<u8>, Status> {
     Ok(answer?.into_inner().encode_to_vec())
-}
-
-/// The next event, which must come.
-async fn next(stream: &mut Streaming<WatchEventsResponse>) -> Event {
-    let message = tokio::time::timeout(DEADLINE, stream.message()).await;
-    let message = message.expect("an event comes").expect("no error comes");
-    let event = message.expect("the stream goes on").event;
-    event.expect("an event")
 }
 
 fn named(tenant: &str) -> Tenant {
@@ -424,6 +416,7 @@ async fn get(admin: &Client, key: &Key) -> Key {
 
 const NOT_GRANTED: (Code, &str) = (Code::PermissionDenied, "ACTION_NOT_GRANTED");
 const NOT_HELD: (Code, &str) = (Code::PermissionDenied, "SCOPE_NOT_HELD");
+const STRONGER: (Code, &str) = (Code::PermissionDenied, "STRONGER_PRINCIPAL");
 const MISSING: (Code, &str) = (Code::Unauthenticated, "CREDENTIAL_MISSING");
 const INVALID: (Code, &str) = (Code::Unauthenticated, "CREDENTIAL_INVALID");
 
@@ -665,7 +658,7 @@ on_both_engines! {
             .last()
             .is_none_or(|event: &Event| event.key_id != last)
         {
-            watched.push(next(&mut stream).await);
+            watched.push(next_event(&mut stream).await);
         }
         watched.reverse();
 
@@ -905,7 +898,7 @@ on_both_engines! {
                 ..Key::default()
             };
             let answer = steward.keys.clone().update_key(update(free, &[path])).await;
-            assert_refused(answer, NOT_HELD.0, NOT_HELD.1, path);
+            assert_refused(answer, STRONGER.0, STRONGER.1, path);
         }
         assert_eq!(get(&admin, &strong).await, before);
     }
@@ -922,7 +915,7 @@ on_both_engines! {
                 .clone()
                 .rotate_key(rotate(strong.clone()))
                 .await;
-            assert_refused(answer, NOT_HELD.0, NOT_HELD.1, &format!("{scopes:?}"));
+            assert_refused(answer, STRONGER.0, STRONGER.1, &format!("{scopes:?}"));
             assert_eq!(get(&admin, &strong).await, strong, "it has no successor");
             assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
         }
@@ -938,8 +931,8 @@ on_both_engines! {
         let answer = steward.keys.clone().rotate_key(rotate(strong)).await;
         assert_refused(
             answer,
-            NOT_HELD.0,
-            NOT_HELD.1,
+            STRONGER.0,
+            STRONGER.1,
             "a key that its owner narrows",
         );
 
@@ -1295,7 +1288,7 @@ on_both_engines! {
         let watch = WatchEventsRequest::default();
         let stream = client.events.clone().watch_events(watch).await;
         let mut stream = stream.expect("a stream").into_inner();
-        next(&mut stream).await;
+        next_event(&mut stream).await;
         let revoked = admin
             .revoke(&key, "stolen")
             .await
@@ -1307,7 +1300,9 @@ on_both_engines! {
             let message = tokio::time::timeout(DEADLINE, stream.message()).await;
             match message.expect("the stream ends or goes on") {
                 Ok(Some(told)) => {
-                    let event = told.event.expect("an event");
+                    let Some(Message::Event(event)) = told.message else {
+                        panic!("no event: {told:?}");
+                    };
                     assert!(
                         event.revision <= revoked,
                         "told after the revocation: {event:?}"

@@ -4,27 +4,24 @@
     reason = "in a test: clippy takes only functions with `#[test]` for one"
 )]
 
-use std::time::Duration;
-
 use gatekey::grpc::proto::{
     CreateKeyRequest, DeleteOwnerRequest, Event, EventType, Key, ListEventsRequest,
     ListEventsResponse, Owner, PutTenantRequest, RevokeKeyRequest, RevokeKeysRequest,
     RotateKeyRequest, Tenant, WatchEventsRequest, WatchEventsResponse,
 };
 use prost_types::value::Kind;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::{
     contract_keys::{refused, sorted, span, start, update},
     support::{
         Client,
-        client::{bad_fields, new_key, texts},
+        client::{bad_fields, new_key, next_event, texts},
         on_both_engines,
     },
 };
 
-const DEADLINE: Duration = Duration::from_secs(20);
 pub const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 async fn list(client: &Client, request: ListEventsRequest) -> Result<ListEventsResponse, Status> {
@@ -56,6 +53,7 @@ async fn watch(
     let request = WatchEventsRequest {
         revision,
         tenant_id: tenant.to_owned(),
+        ..WatchEventsRequest::default()
     };
     Ok(client
         .events
@@ -69,10 +67,7 @@ async fn watch(
 async fn next(stream: &mut Streaming<WatchEventsResponse>, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < count {
-        let message = timeout(DEADLINE, stream.message()).await;
-        let message = message.unwrap_or_else(|_| panic!("{} of {count} events came", events.len()));
-        let message = message.expect("no error").expect("no end");
-        events.push(message.event.expect("an event"));
+        events.push(next_event(stream).await);
     }
     events
 }

@@ -226,7 +226,7 @@ on_both_engines! {
             label: " nightly <b>%".to_owned(),
             description: "two\nlines\t".to_owned(),
             audiences: texts(&["web", "https://a.example/x?y=z"]),
-            allowed_cidrs: texts(&["10.1.2.3/8", "192.0.2.7", "2001:DB8::1/32"]),
+            allowed_cidrs: texts(&["10.0.0.0/8", "192.0.2.7", "2001:DB8::/32"]),
             metadata: [("plan".to_owned(), "\"gold\"\\".to_owned())].into(),
             ..new_key("default", &["jobs:read", "orders:*", "*"])
         };

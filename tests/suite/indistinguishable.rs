@@ -227,7 +227,7 @@ impl House {
         let store = store::open(url).await.expect("the store opens");
         let secrets = Arc::new(Secrets::new(peppers, HashCost::default()));
         let clock = Arc::new(SystemClock);
-        let repepper = Repepper::start(Arc::clone(&store), Arc::clone(&secrets));
+        let repepper = Repepper::start(Arc::clone(&store), &secrets, clock.clone());
         let cache = Arc::new(Cache::new(100, Faults::NONE));
         // There is nobody beside it.
         cache.clear(0);

@@ -3,7 +3,8 @@
 use std::str::FromStr as _;
 
 use sqlx::{
-    Connection as _, Executor as _, PgConnection, SqliteConnection, sqlite::SqliteConnectOptions,
+    AssertSqlSafe, Connection as _, Executor as _, PgConnection, SqliteConnection,
+    sqlite::SqliteConnectOptions,
 };
 
 use crate::support::Setup;
@@ -35,6 +36,16 @@ impl Inside {
             Self::Postgres(connection) => connection.execute(sql).await.map(drop),
         };
         ran.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    /// Runs a statement that holds values of the test's own.
+    pub async fn change(&mut self, sql: String) {
+        let sql = AssertSqlSafe(sql);
+        let ran = match self {
+            Self::Sqlite(connection) => connection.execute(sql).await.map(drop),
+            Self::Postgres(connection) => connection.execute(sql).await.map(drop),
+        };
+        ran.expect("the statement is right");
     }
 
     /// The texts of a query with one column.

@@ -156,7 +156,7 @@ impl Node {
         let store = world.store(place);
         let secrets = || Arc::clone(&KNOWN.secrets);
         let cache = Arc::new(Cache::new(100, faults));
-        let repepper = Repepper::start(Arc::clone(&store), secrets());
+        let repepper = Repepper::start(Arc::clone(&store), &KNOWN.secrets, clock.clone());
         let killed = CancellationToken::new();
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),

@@ -3,17 +3,23 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::proto::{Key, Reason};
+use gatekey::grpc::proto::{CreateKeyRequest, Key, Reason};
 use tokio::time;
+use tonic::Code;
 
 use crate::{
     inside::Inside,
+    metrics,
     program::Program,
-    support::{Client, Database, Gatekey, Setup, on_both_engines, write_secret},
+    support::{
+        Client, Database, Gatekey, Setup,
+        client::{ask, error_reason, new_key},
+        on_both_engines, write_secret,
+    },
 };
 
 /// What the log says of a pepper that may go.
-const UNUSED: &str = "no key is under this pepper any more";
+const UNUSED: &str = "no working key is under this pepper any more";
 
 on_both_engines! {
     async fn a_rotated_pepper_takes_over_each_key_as_it_is_used_and_the_old_one_can_go(setup: Setup) {
@@ -42,9 +48,10 @@ on_both_engines! {
         // A revoked key moves as any other does.
         validate_all(&admin, &[(&two, Reason::Allowed), (&three, Reason::Revoked)]).await;
         server.wait_for_log(UNUSED).await;
-        assert_eq!(peppers_of_keys(&mut inside).await, ["new"; 4]);
+        until(&mut inside, &["new"; 4]).await;
         let line = told_unused(&server);
         assert_eq!(line["fields"]["pepper"], "old");
+        assert_eq!(line["fields"]["keys"], "new: 3, old: 0");
         let all = [
             (&one, Reason::Allowed),
             (&two, Reason::Allowed),
@@ -65,7 +72,11 @@ on_both_engines! {
         }
     }
 
-    async fn an_old_pepper_that_went_too_soon_costs_no_key(setup: Setup) {
+    async fn a_pepper_is_named_as_unused_only_once_no_working_key_needs_it_and_a_newer_one_is_current(setup: Setup) {
+        prove_only_older_peppers_are_named(&setup).await;
+    }
+
+    async fn an_old_pepper_that_went_too_soon_is_missed_at_the_start_and_costs_no_key_once_forgotten(setup: Setup) {
         let old = pepper("old");
         give(&setup, std::slice::from_ref(&old));
         let server = setup.start().await;
@@ -75,6 +86,11 @@ on_both_engines! {
         give(&setup, &[new.clone(), old]);
         let stopped = stopped.start().await.stop().await;
         give(&setup, &[new]);
+        let ended = Program::of(&setup, &[]).end().await;
+        let refusal = ended.refusal();
+        assert!(refusal.contains("working keys are still under (old)"), "{refusal}");
+        assert!(refusal.contains("gatekey migrate --forget-peppers"), "{refusal}");
+        Program::of(&setup, &["migrate", "--forget-peppers"]).end().await.was_silent();
         let server = stopped.start().await;
         let admin = server.admin().await;
         assert_eq!(admin.reason(&forged(&key.1)).await, Reason::NotFound);
@@ -253,7 +269,7 @@ async fn of_replicas_with_unrelated_peppers_that_start_together_one_serves() {
 async fn replicas_in_the_midst_of_a_rotation_take_each_others_keys() {
     let setup = Gatekey::postgres(&Database::create().await);
     let (old, new) = (pepper("old"), pepper("new"));
-    give(&setup, std::slice::from_ref(&old));
+    give(&setup, &[old.clone(), new.clone()]);
     let before = setup.start().await;
     let rotated = setup.folder().join("rotated.pepper");
     write_secret(&rotated, &format!("{new}\n{old}\n"));
@@ -276,8 +292,96 @@ async fn replicas_in_the_midst_of_a_rotation_take_each_others_keys() {
     }
 }
 
+#[tokio::test]
+async fn a_replica_that_lacks_the_newest_pepper_cannot_decide_about_its_keys() {
+    let setup = Gatekey::postgres(&Database::create().await);
+    let (old, new) = (pepper("old"), pepper("new"));
+    give(&setup, std::slice::from_ref(&old));
+    let before = setup.start().await;
+    give(&setup, &[new, old]);
+    let after = setup.start().await;
+    let (before, after) = (before.admin().await, after.admin().await);
+    let (key, plaintext) = after.issue("default", &["jobs:read"]).await;
+    let error = before.try_validate(ask(&plaintext)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    assert_eq!(error_reason(&error), "UNKNOWN_PEPPER");
+    assert_eq!(after.reason(&plaintext).await, Reason::Allowed);
+    after.revoke(&key, "over").await;
+    assert_eq!(before.reason(&plaintext).await, Reason::NotFound);
+}
+
+async fn prove_only_older_peppers_are_named(setup: &Setup) {
+    const COUNTED: &str = "working keys by pepper";
+    let setup = setup.clone().env("GATEKEY_METRICS_LISTEN", "127.0.0.1:0");
+    let (old, new) = (pepper("old"), pepper("new"));
+    give(&setup, std::slice::from_ref(&old));
+    let server = setup.start().await;
+    let admin = server.admin().await;
+    let working = admin.issue("default", &["jobs:read"]).await;
+    let revoked = admin.issue("default", &["jobs:read"]).await;
+    admin.revoke(&revoked.0, "over").await;
+    let expiring = CreateKeyRequest {
+        ttl: Some(prost_types::Duration {
+            seconds: 0,
+            nanos: 1000,
+        }),
+        ..new_key("default", &["jobs:read"])
+    };
+    admin.create(expiring).await;
+    let stopped = server.stop().await;
+
+    // The new one is known everywhere before it is used.
+    give(&setup, &[old.clone(), new.clone()]);
+    let server = stopped.start().await;
+    server.wait_for_log(COUNTED).await;
+    let keys = |pepper| format!("gatekey_pepper_keys{{pepper=\"{pepper}\"}}");
+    let page = metrics::page(&server);
+    assert_eq!(
+        ["old", "new"].map(|id| metrics::count(&page, &keys(id))),
+        [1, 0]
+    );
+    let stopped = server.stop().await;
+    assert!(
+        !stopped.logs().contains(UNUSED),
+        "the new one is needed soon"
+    );
+
+    give(&setup, &[new.clone(), old]);
+    let server = stopped.start().await;
+    server.wait_for_log(COUNTED).await;
+    assert!(
+        !server.logs().contains(UNUSED),
+        "one key is under the old one"
+    );
+    validate_all(&server.admin().await, &[(&working, Reason::Allowed)]).await;
+    // What is revoked or expired is under it, and needs it no more.
+    server.wait_for_log(UNUSED).await;
+    let fields = &told_unused(&server)["fields"];
+    assert_eq!(
+        (&fields["pepper"], &fields["keys"]),
+        (&"old".into(), &"new: 1, old: 0".into())
+    );
+    let page = metrics::page(&server);
+    assert_eq!(
+        ["old", "new"].map(|id| metrics::count(&page, &keys(id))),
+        [0, 1]
+    );
+    let stopped = server.stop().await;
+    let mut inside = Inside::of(&setup).await;
+    assert_eq!(peppers_of_keys(&mut inside).await, ["new", "old", "old"]);
+
+    give(&setup, &[new]);
+    let server = stopped.start().await;
+    let admin = server.admin().await;
+    validate_all(
+        &admin,
+        &[(&working, Reason::Allowed), (&revoked, Reason::NotFound)],
+    )
+    .await;
+}
+
 /// A line of a pepper file, with a pepper of its own.
-fn pepper(id: &str) -> String {
+pub fn pepper(id: &str) -> String {
     format!(
         "{id}:{}",
         BASE64_STANDARD.encode(rand::random::<[u8; 32]>())
@@ -289,12 +393,12 @@ fn file(setup: &Setup) -> PathBuf {
 }
 
 /// Makes these lines the pepper file.
-fn give(setup: &Setup, lines: &[String]) {
+pub fn give(setup: &Setup, lines: &[String]) {
     write_secret(&file(setup), &(lines.join("\n") + "\n"));
 }
 
 /// A key with the same id, another secret and a right checksum.
-fn forged(plaintext: &str) -> String {
+pub fn forged(plaintext: &str) -> String {
     let (body, secret_at) = (plaintext.len() - 6, plaintext.len() - 6 - 43);
     let first = if &plaintext[secret_at..=secret_at] == "A" {
         "B"

@@ -28,7 +28,7 @@ use crate::{
     support::{
         Authority, Client, Database, Gatekey,
         authority::Identity,
-        client::{ask, error_reason, new_key, texts},
+        client::{ask, error_reason, new_key, next_event, texts},
         on_both_engines,
         postgres::Cluster,
         tool, write_secret,
@@ -265,8 +265,7 @@ async fn who_follows_the_log_by_a_certificate_does_so_as_long_as_its_owner_may()
     let watch = holder.events.clone().watch_events(request).await;
     let mut events = watch.expect("it may").into_inner();
     let (key, _) = admin.issue("default", &["jobs:read"]).await;
-    let event = events.message().await.expect("an event").expect("an event");
-    assert_eq!(event.event.expect("an event").key_id, key.key_id);
+    assert_eq!(next_event(&mut events).await.key_id, key.key_id);
     let suspended = Owner {
         suspended: true,
         ..owner(ORDERS, &["default:events:read"])

@@ -1,5 +1,6 @@
 //! What must hold for a new key to be issued, in the state that the mutation changes.
 
+use super::admit_change;
 use crate::{
     domain::{
         caller::Caller,
@@ -39,6 +40,7 @@ pub(super) async fn admit_new(
     ])?;
     for id in &oldest {
         let mut replaced = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
+        admit_change(caller, &replaced.tenant_id, &replaced.scopes)?;
         replaced.revoked = Some(Revocation {
             at: now,
             by: caller.actor.clone(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Keyring,
     admission::{admit_extension, admit_new, admit_revival, admit_rotation},
-    admit_grant, admit_key, change,
+    admit_change, admit_grant, admit_key, change,
     detail::{of_ids, of_scopes, of_time},
     key_in_view, tenant_in,
 };
@@ -179,7 +179,7 @@ impl Keyring {
         let caller = &caller;
         let now = self.clock.now();
         let mut old = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysRotate).await?;
-        admit_grant(caller, &old.tenant_id, &old.scopes)?;
+        admit_change(caller, &old.tenant_id, &old.scopes)?;
         admit_rotation(&old, now)?;
         let rules = tenant_in(&mut *mutation, &old.tenant_id).await?;
         let wanted = match rotation.lifetime {
@@ -238,6 +238,7 @@ impl Keyring {
         let (mut mutation, caller) = self.begin(caller).await?;
         let caller = &caller;
         let mut key = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysUpdate).await?;
+        admit_change(caller, &key.tenant_id, &key.scopes)?;
         if key.revoked.is_some() {
             return Err(Refused::KeyRevoked);
         }

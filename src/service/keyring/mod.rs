@@ -162,6 +162,15 @@ async fn tenant_in(mutation: &mut dyn Mutation, tenant: &str) -> Result<Tenant, 
     mutation.find_tenant(tenant).await?.ok_or(Refused::NoTenant)
 }
 
+/// In tenant `system` a key or an owner is a caller of gatekey: only one who holds all that it holds
+/// can take anything from it. Revoking is not checked: a stolen key must be stopped by whoever can.
+fn admit_change(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Refused> {
+    if tenant == SYSTEM && !caller.holds(scopes) {
+        return Err(Refused::Stronger);
+    }
+    Ok(())
+}
+
 /// In tenant `system` scopes are rights over gatekey, which only a holder can grant.
 fn admit_grant(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Refused> {
     if tenant == SYSTEM && !caller.holds(scopes) {

@@ -2,16 +2,18 @@
 
 use serde_json::json;
 
-use super::{Keyring, admit_grant, change, detail::of_scopes, tenant_in};
+use super::{Keyring, admit_change, admit_grant, change, detail::of_scopes, tenant_in};
 use crate::{
     domain::{
         caller::{ADMIN, Action, Caller},
+        clock::Timestamp,
         event::EventKind,
         owner::Owner,
         page::Page,
         tenant::SYSTEM,
     },
     service::refused::{Refused, authorize},
+    store::Mutation,
 };
 
 impl Keyring {
@@ -25,15 +27,12 @@ impl Keyring {
         authorize(caller, &owner.tenant_id, Action::OwnersWrite)?;
         admit_grant(caller, &owner.tenant_id, &owner.scopes)?;
         tenant_in(&mut *mutation, &owner.tenant_id).await?;
+        let now = self.clock.now();
+        admit_replacement(&mut *mutation, caller, &owner, now).await?;
         owner.revision = mutation.revision();
         mutation.put_owner(&owner).await?;
 
-        let mut event = change(
-            caller,
-            self.clock.now(),
-            EventKind::OwnerPut,
-            &owner.tenant_id,
-        );
+        let mut event = change(caller, now, EventKind::OwnerPut, &owner.tenant_id);
         event.owner_id = Some(owner.owner_id.clone());
         event.details.extend([
             ("scopes".to_owned(), of_scopes(&owner.scopes)),
@@ -112,4 +111,25 @@ impl Keyring {
         }
         Ok(owners)
     }
+}
+
+/// Checks that the caller holds all that a new record can take away in tenant `system`: what the
+/// record before it has or, where there was none, what each key of the owner has.
+async fn admit_replacement(
+    mutation: &mut dyn Mutation,
+    caller: &Caller,
+    new: &Owner,
+    now: Timestamp,
+) -> Result<(), Refused> {
+    let (tenant, owner) = (&*new.tenant_id, &*new.owner_id);
+    if tenant != SYSTEM {
+        return Ok(());
+    }
+    if let Some(before) = mutation.find_owner(tenant, owner).await? {
+        return admit_change(caller, tenant, &before.scopes);
+    }
+    for scopes in mutation.living_scopes(tenant, owner, now).await? {
+        admit_change(caller, tenant, &scopes)?;
+    }
+    Ok(())
 }

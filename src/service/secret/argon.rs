@@ -38,7 +38,8 @@ use crate::{
     service::gate::{Crowd, Gate},
 };
 
-/// The least that hashing may cost.
+/// The least that hashing may cost. A stored hash that costs less is what somebody who writes to the
+/// database would choose.
 const MEMORY_KIB_MIN: u32 = 1024;
 
 const SALT_LENGTH: usize = Salt::RECOMMENDED_LENGTH;
@@ -47,6 +48,8 @@ const SALT_LENGTH: usize = Salt::RECOMMENDED_LENGTH;
 const MEMORY_KIB_MAX: u32 = 64 * 1024;
 const PASSES_MAX: u32 = 8;
 const LANES_MAX: u32 = 4;
+/// The fewest bytes of a stored hash: fewer could be found by chance.
+const HASH_LENGTH_MIN: usize = 16;
 
 /// By how much hashing stands behind everything else in the scheduler's eyes.
 const BEHIND: i32 = 10;
@@ -180,16 +183,16 @@ impl Argon {
         .await
     }
 
-    /// Whether a PHC string is of this text. One that cannot be read, or costs too much, is not.
-    pub(super) async fn verify(&self, text: &str, phc: String) -> Result<bool, Busy> {
+    /// Whether a stored hash is of this text.
+    pub(super) async fn verify(&self, text: &str, stored: StoredHash) -> Result<bool, Busy> {
         let text = Zeroizing::new(text.to_owned());
-        self.run(move |memory| matches(&phc, &text, memory).unwrap_or(false))
-            .await
+        self.run(move |memory| stored.matches(&text, memory)).await
     }
 
     /// Does the work of [`Argon::verify`] for a text that belongs to no key.
     pub(super) async fn verify_nothing(&self, text: &str) -> Result<(), Busy> {
-        self.verify(text, unmatched(self.cost)).await.map(drop)
+        let stored = StoredHash::unmatched(self.cost);
+        self.verify(text, stored).await.map(drop)
     }
 
     async fn run<T: Send + 'static>(
@@ -245,26 +248,43 @@ fn computed() -> Duration {
     time.try_into().unwrap_or_default()
 }
 
-/// Returns a PHC string that matches a text by a chance of 2^-256 only.
-fn unmatched(cost: HashCost) -> String {
-    let (salt, hash) = ("A".repeat(22), "A".repeat(43));
-    format!("$argon2id$v=19${cost}${salt}${hash}")
+/// An Argon2id hash with its salt and parameters, which are within the accepted bounds.
+pub(super) struct StoredHash {
+    params: Params,
+    salt: Salt,
+    hash: Output,
 }
 
-fn matches(phc: &str, text: &str, memory: &mut Vec<Block>) -> Option<bool> {
-    let stored = PasswordHash::new(phc).ok()?;
-    let (salt, expected) = (stored.salt.as_ref()?, stored.hash.as_ref()?);
-    let params = Params::try_from(&stored).ok()?;
-    let affordable = params.m_cost() <= MEMORY_KIB_MAX
-        && params.t_cost() <= PASSES_MAX
-        && params.p_cost() <= LANES_MAX;
-    let known = stored.algorithm == Algorithm::Argon2id.ident()
-        && stored.version == Some(Version::V0x13.into());
-    if !known || !affordable {
-        return None;
+impl StoredHash {
+    /// Reads a PHC string. `None`: it is not Argon2id of version 19, or its parameters are out of
+    /// bounds.
+    pub(super) fn parse(phc: &str) -> Option<Self> {
+        let stored = PasswordHash::new(phc).ok()?;
+        let params = Params::try_from(&stored).ok()?;
+        let (salt, hash) = (stored.salt?, stored.hash?);
+        let accepted = stored.algorithm == Algorithm::Argon2id.ident()
+            && stored.version == Some(Version::V0x13.into())
+            && (MEMORY_KIB_MIN..=MEMORY_KIB_MAX).contains(&params.m_cost())
+            && (1..=PASSES_MAX).contains(&params.t_cost())
+            && (1..=LANES_MAX).contains(&params.p_cost())
+            && hash.as_bytes().len() >= HASH_LENGTH_MIN;
+        accepted.then_some(Self { params, salt, hash })
     }
-    let output = digest(&argon(params), text, salt, memory)?;
-    Some(output.as_bytes().ct_eq(expected.as_bytes()).into())
+
+    /// A hash that matches a text by a chance of 2^-256 only.
+    fn unmatched(cost: HashCost) -> Self {
+        Self {
+            params: cost.params(),
+            salt: Salt::new(&[0; SALT_LENGTH]).expect("a salt of the recommended length is valid"),
+            hash: Output::new(&[0; Params::DEFAULT_OUTPUT_LEN])
+                .expect("an output of the default length is valid"),
+        }
+    }
+
+    fn matches(&self, text: &str, memory: &mut Vec<Block>) -> bool {
+        let output = digest(&argon(self.params.clone()), text, &self.salt, memory);
+        output.is_some_and(|output| output.as_bytes().ct_eq(self.hash.as_bytes()).into())
+    }
 }
 
 fn digest(argon: &Argon2<'_>, text: &str, salt: &Salt, memory: &mut Vec<Block>) -> Option<Output> {
@@ -314,5 +334,37 @@ mod tests {
         ] {
             assert_eq!(text.parse::<HashCost>(), Err(InvalidHashCost), "{text}");
         }
+    }
+
+    /// A PHC string with this algorithm and version, these parameters and a hash of so many bytes.
+    fn phc(algorithm: &str, params: &str, length: usize) -> String {
+        let hash = "A".repeat((length * 4).div_ceil(3));
+        format!("${algorithm}${params}$bm9ib2R5IGFza3MgaXQ${hash}")
+    }
+
+    #[test]
+    fn only_parameters_within_the_bounds_are_accepted() {
+        for (params, length, accepted) in [
+            ("v=19$m=19456,t=2,p=1", 32, true),
+            ("v=19$m=1024,t=1,p=1", 16, true),
+            ("v=19$m=65536,t=8,p=4", 64, true),
+            ("v=19$m=1023,t=1,p=1", 32, false),
+            ("v=19$m=8,t=1,p=1", 32, false),
+            ("v=19$m=19456,t=0,p=1", 32, false),
+            ("v=19$m=65537,t=2,p=1", 32, false),
+            ("v=19$m=19456,t=9,p=1", 32, false),
+            ("v=19$m=19456,t=2,p=5", 32, false),
+            ("v=19$m=19456,t=2,p=1", 15, false),
+            ("v=16$m=19456,t=2,p=1", 32, false),
+            ("m=19456,t=2,p=1", 32, false),
+        ] {
+            let read = StoredHash::parse(&phc("argon2id", params, length));
+            assert_eq!(read.is_some(), accepted, "{params}, {length} bytes");
+        }
+        for algorithm in ["argon2i", "argon2d", "scrypt"] {
+            let read = StoredHash::parse(&phc(algorithm, "v=19$m=19456,t=2,p=1", 32));
+            assert!(read.is_none(), "{algorithm}");
+        }
+        assert!(StoredHash::parse("").is_none());
     }
 }

@@ -1,7 +1,9 @@
 //! How a secret is kept and checked: an Argon2id PHC string and a peppered MAC beside it.
 //!
 //! The MAC is asked first and is final where the pepper is known, so that a flood of wrong
-//! secrets costs microseconds. Argon2 is asked only where there is no MAC under a known pepper.
+//! secrets costs microseconds. Argon2 is asked only where there is no MAC under a known pepper and
+//! the peppers' records say that there may be none: whoever can write to the database could
+//! otherwise remove a key's MAC and replace its Argon2 hash by one of a secret of their own.
 //! Plaintext is borrowed, or copied into memory that is zeroized; it is never kept.
 
 mod admin;
@@ -12,17 +14,18 @@ use std::fmt;
 
 use subtle::ConstantTimeEq as _;
 use thiserror::Error;
+use tracing::error;
 
 use crate::{
     domain::{
         key::{Mac, Verifier},
-        token::{Plaintext, Presented},
+        token::{KeyId, Plaintext, Presented},
     },
     meter::{Page, Tally, Tell},
 };
 
 pub use admin::{AdminToken, AdminTokenError};
-use argon::Argon;
+use argon::{Argon, StoredHash};
 pub use argon::{HashCost, InvalidHashCost};
 pub use pepper::{PepperError, Peppers};
 
@@ -38,6 +41,8 @@ pub enum Proof {
     Wrong,
     /// It is. If the verifier has no MAC under the current pepper, here is one.
     Proven { fresh_mac: Option<Mac> },
+    /// Nobody can say here: the verifier's MAC was made under a pepper that this process lacks.
+    UnknownPepper,
 }
 
 /// How many hash operations were done since the start.
@@ -54,6 +59,7 @@ pub struct Secrets {
     peppers: Peppers,
     argon: Argon,
     macs: Tally<1>,
+    rejected: Tally<1>,
 }
 
 impl Tell for Secrets {
@@ -83,6 +89,12 @@ impl Tell for Secrets {
             "gatekey_macs_total",
             "Peppered MACs that were made of presented keys",
             work.macs,
+        )?;
+        page.counter(
+            "gatekey_verifiers_rejected_total",
+            "Stored verifiers that were not accepted: no MAC under a known pepper where one is \
+             required, or Argon2 parameters out of bounds",
+            self.rejected.read()[0],
         )
     }
 }
@@ -96,6 +108,7 @@ impl Secrets {
             peppers,
             argon: Argon::new(cost),
             macs: Tally::default(),
+            rejected: Tally::default(),
         }
     }
 
@@ -125,8 +138,9 @@ impl Secrets {
         })
     }
 
-    /// Checks a presented key against what the store holds of it: by its MAC where that was made
-    /// under a known pepper, by argon2 where not.
+    /// Checks a presented key, which was created with the revision `created`, against what the
+    /// store holds of it: by its MAC where that was made under a known pepper, by Argon2 where not
+    /// and where that is expected.
     ///
     /// # Errors
     /// [`Busy`] when argon2 is needed and too many are waiting for it already.
@@ -134,6 +148,7 @@ impl Secrets {
         &self,
         presented: Presented<'_>,
         verifier: &Verifier,
+        created: i64,
     ) -> Result<Proof, Busy> {
         let whole = presented.expose();
         if let Some(stored) = &verifier.mac
@@ -142,8 +157,32 @@ impl Secrets {
             let right = value.ct_eq(&stored.value).into();
             return Ok(self.proof(right, &stored.pepper_id, whole));
         }
-        let right = self.argon.verify(whole, verifier.phc.clone()).await?;
+        if !self.peppers.expects_argon2(created) {
+            self.reject(presented.id(), "it has no MAC under a known pepper");
+            return Ok(match &verifier.mac {
+                Some(_) => Proof::UnknownPepper,
+                None => Proof::Wrong,
+            });
+        }
+        let Some(stored) = StoredHash::parse(&verifier.phc) else {
+            self.reject(presented.id(), "its Argon2 hash is not within the bounds");
+            self.argon.verify_nothing(whole).await?;
+            return Ok(Proof::Wrong);
+        };
+        let right = self.argon.verify(whole, stored).await?;
         Ok(self.proof(right, "", whole))
+    }
+
+    /// Counts a stored verifier that is not accepted, and logs the first one of this process.
+    fn reject(&self, key: KeyId, why: &str) {
+        if self.rejected.read()[0] == 0 {
+            error!(
+                key_id = %key,
+                "a stored verifier was rejected: {why}. The row was changed outside gatekey, or a \
+                 pepper is missing; further ones are counted in gatekey_verifiers_rejected_total"
+            );
+        }
+        self.rejected.add(0, 1);
     }
 
     /// What a key in memory is checked by: its MAC under the current pepper or, without one, under
@@ -224,6 +263,10 @@ mod tests {
         Presented::parse(plaintext.expose()).unwrap()
     }
 
+    fn secrets(peppers: Peppers) -> Secrets {
+        Secrets::new(peppers, HashCost::default())
+    }
+
     fn peppers(lines: &str) -> Peppers {
         Peppers::parse(lines).unwrap()
     }
@@ -234,12 +277,12 @@ mod tests {
     #[tokio::test]
     async fn a_key_is_proven_by_one_mac_with_a_pepper_and_by_one_argon2_without() {
         for (peppers, expected) in [(peppers(OLD), (1, 0)), (Peppers::none(), (0, 1))] {
-            let secrets = Secrets::new(peppers, HashCost::default());
+            let secrets = secrets(peppers);
             let (plaintext, verifier) = minted(&secrets).await;
             let (other, _) = minted(&secrets).await;
             for (asked, right) in [(&plaintext, true), (&other, false)] {
                 let before = secrets.work();
-                let proof = secrets.prove(presented(asked), &verifier).await.unwrap();
+                let proof = secrets.prove(presented(asked), &verifier, 1).await.unwrap();
                 assert_eq!(proof != Proof::Wrong, right);
                 let work = secrets.work();
                 let work = (work.macs - before.macs, work.argon2 - before.argon2);
@@ -250,13 +293,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_under_an_older_or_a_lost_pepper_is_proven_and_gets_a_fresh_mac() {
-        let (plaintext, verifier) = minted(&Secrets::new(peppers(OLD), HashCost::default())).await;
+        let (plaintext, verifier) = minted(&secrets(peppers(OLD))).await;
         for (lines, argon2) in [(format!("{NEW}\n{OLD}"), 0), (NEW.to_owned(), 1)] {
-            let secrets = Secrets::new(peppers(&lines), HashCost::default());
-            let proof = secrets
-                .prove(presented(&plaintext), &verifier)
-                .await
-                .unwrap();
+            let secrets = secrets(peppers(&lines).expect_argon2(7, Vec::new()));
+            let prove = async |verifier| secrets.prove(presented(&plaintext), verifier, 7).await;
+            let proof = prove(&verifier).await.unwrap();
             assert_eq!(secrets.work().argon2, argon2);
             let Proof::Proven {
                 fresh_mac: Some(mac),
@@ -269,20 +310,54 @@ mod tests {
                 mac: Some(mac),
                 ..verifier.clone()
             };
-            let again = secrets.prove(presented(&plaintext), &moved).await.unwrap();
+            let again = prove(&moved).await.unwrap();
             assert!(again == Proof::Proven { fresh_mac: None });
         }
     }
 
     #[tokio::test]
-    async fn parameters_that_cost_too_much_are_not_run() {
-        let secrets = Secrets::new(Peppers::none(), HashCost::default());
-        let (plaintext, mut verifier) = minted(&secrets).await;
-        verifier.phc = verifier.phc.replace("m=19456", "m=4194304");
-        let proof = secrets
-            .prove(presented(&plaintext), &verifier)
-            .await
-            .unwrap();
-        assert!(proof == Proof::Wrong);
+    async fn argon2_decides_only_about_keys_that_may_lack_a_mac() {
+        let (plaintext, unpeppered) = minted(&secrets(Peppers::none())).await;
+        let (lost, peppered) = minted(&secrets(peppers(OLD))).await;
+        for (until, created, expected) in [
+            (0, 1, false),
+            (0, 0, false),
+            (0, -1, false),
+            (7, 8, false),
+            (7, 7, true),
+            (7, 0, false),
+        ] {
+            let secrets = secrets(peppers(NEW).expect_argon2(until, Vec::new()));
+            for (plaintext, verifier, otherwise) in [
+                (&plaintext, &unpeppered, Proof::Wrong),
+                (&lost, &peppered, Proof::UnknownPepper),
+            ] {
+                let proof = secrets.prove(presented(plaintext), verifier, created);
+                let proof = proof.await.unwrap();
+                let proven = matches!(proof, Proof::Proven { .. });
+                assert_eq!(proven, expected, "{created} of {until}");
+                assert!(proven || proof == otherwise);
+            }
+            let rejected = secrets.rejected.read()[0];
+            assert_eq!(rejected, if expected { 0 } else { 2 });
+            assert_eq!(secrets.work().argon2, if expected { 2 } else { 0 });
+        }
+    }
+
+    #[tokio::test]
+    async fn parameters_out_of_bounds_prove_nothing_for_the_usual_work() {
+        let secrets = secrets(Peppers::none());
+        let (plaintext, verifier) = minted(&secrets).await;
+        for params in ["m=4194304", "m=1023", "m=8"] {
+            let before = secrets.work().argon2;
+            let verifier = Verifier {
+                phc: verifier.phc.replace("m=19456", params),
+                ..verifier.clone()
+            };
+            let proof = secrets.prove(presented(&plaintext), &verifier, 1).await;
+            assert!(proof.unwrap() == Proof::Wrong);
+            assert_eq!(secrets.work().argon2, before + 1);
+        }
+        assert_eq!(secrets.rejected.read()[0], 3);
     }
 }

@@ -9,8 +9,9 @@ use rand::RngExt as _;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// What each pepper makes of this is kept in the store, to tell a wrong one. It is no key's text.
-const CHECK: &str = "gatekey pepper check v1";
+/// What each pepper makes of this and of its record's revision is kept in the database, to detect a
+/// wrong pepper or a changed record. It is no key's text.
+const CHECK: &str = "gatekey pepper check v2";
 
 const ID_MAX: usize = 32;
 
@@ -35,13 +36,17 @@ pub struct Peppers {
     listed: Vec<Pepper>,
     /// Stands for the current pepper in memory where there is none.
     of_process: Zeroizing<[u8; 32]>,
+    /// See [`Peppers::expect_argon2`].
+    argon2_until: i64,
+    /// The ids of those that were in use before the current one was.
+    older: Vec<String>,
 }
 
 impl Peppers {
     /// None at all: secrets are checked by argon2 alone.
     #[must_use]
     pub fn none() -> Self {
-        Self::new(Vec::new())
+        Self::new(Vec::new()).expect_argon2(i64::MAX, Vec::new())
     }
 
     /// Reads a pepper file: `id:base64 of 32 bytes` a line, empty lines aside.
@@ -81,11 +86,40 @@ impl Peppers {
         self.listed.first().map(|pepper| &*pepper.id)
     }
 
-    /// Each pepper's id, and what it makes of the known text.
-    pub fn checks(&self) -> impl Iterator<Item = (&str, [u8; 32])> {
-        self.listed
-            .iter()
-            .map(|pepper| (&*pepper.id, keyed(pepper, CHECK)))
+    /// The same peppers, with what their records in the database say: keys that were created up to
+    /// the revision `argon2_until` may have no MAC under a known pepper, and are then checked by
+    /// Argon2; the peppers `older` were in use before the current one. Without this no key is
+    /// expected to lack such a MAC.
+    #[must_use]
+    pub fn expect_argon2(self, argon2_until: i64, older: Vec<String>) -> Self {
+        Self {
+            argon2_until,
+            older,
+            ..self
+        }
+    }
+
+    /// Whether a key that was created with this revision may be checked by Argon2.
+    pub(super) fn expects_argon2(&self, created: i64) -> bool {
+        // Revisions begin with 1: a row that says less was not written by gatekey.
+        (1..=self.argon2_until).contains(&created)
+    }
+
+    /// The ids, the current pepper's first.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.listed.iter().map(|pepper| &*pepper.id)
+    }
+
+    /// The ids of those that were in use before the current one was.
+    #[must_use]
+    pub fn older(&self) -> &[String] {
+        &self.older
+    }
+
+    /// The check value of a pepper whose record has this revision, if the pepper is known.
+    #[must_use]
+    pub fn check(&self, id: &str, argon2_until: i64) -> Option<[u8; 32]> {
+        self.mac(id, &format!("{CHECK} {argon2_until}"))
     }
 
     /// The MAC of a whole key under the current pepper or, without one, under the process's key.
@@ -99,7 +133,12 @@ impl Peppers {
 
     fn new(listed: Vec<Pepper>) -> Self {
         let of_process = Zeroizing::new(rand::rng().random());
-        Self { listed, of_process }
+        Self {
+            listed,
+            of_process,
+            argon2_until: 0,
+            older: Vec::new(),
+        }
     }
 
     /// The MAC of a whole key under a pepper, if that is known: keyed BLAKE3.

@@ -18,14 +18,15 @@ use gatekey::{
         key::{Grant, Key, Mac, Verifier},
         owner::Owner,
         page::Page,
+        scope::Scopes,
         tenant::Tenant,
         token::KeyId,
         usage::Uses,
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, Member, Mutation, PepperCheck,
-        Replicas, Store, StoreError, WarmPage, WarmQuery,
+        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
+        PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -379,6 +380,14 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
+    async fn position(&self) -> Result<LogPosition, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
+    async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
         unreachable!("the model does not ask for this")
     }
@@ -391,8 +400,11 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
-    async fn names_pepper(&self, _: &str) -> Result<bool, StoreError> {
-        unreachable!("the model does not ask for this")
+    async fn count_by_pepper(
+        &self,
+        _: Timestamp,
+    ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn add_uses(&self, _: &[(KeyId, Uses)]) -> Result<(), StoreError> {
@@ -497,6 +509,15 @@ impl Mutation for Begun {
         _: Option<&str>,
         _: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
+    async fn living_scopes(
+        &mut self,
+        _: &str,
+        _: &str,
+        _: Timestamp,
+    ) -> Result<Vec<Scopes>, StoreError> {
         unreachable!("the model does not ask for this")
     }
 

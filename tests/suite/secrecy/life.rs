@@ -263,7 +263,8 @@ impl Life {
         self.refused("ListEvents", events.list_events(request).await);
         let request = WatchEventsRequest {
             tenant_id: text.clone(),
-            revision: 0,
+            store_id: text.clone(),
+            ..WatchEventsRequest::default()
         };
         self.refused("WatchEvents", events.watch_events(request).await);
         let request = PutOwnerRequest {

@@ -4,14 +4,16 @@ use std::{net::SocketAddr, time::Duration};
 
 use gatekey::domain::clock::{Clock as _, SystemClock};
 use gatekey::grpc::proto::{
-    CreateKeyRequest, CreateKeyResponse, Enforcement, Key, Owner, PutOwnerRequest,
+    CreateKeyRequest, CreateKeyResponse, Enforcement, Event, Key, Owner, PutOwnerRequest,
     PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest,
-    ValidateResponse, event_service_client::EventServiceClient,
+    ValidateResponse, WatchEventsResponse, event_service_client::EventServiceClient,
     key_service_client::KeyServiceClient, owner_service_client::OwnerServiceClient,
     tenant_service_client::TenantServiceClient, validate_request::Credential,
+    watch_events_response::Message,
 };
+use tokio::time;
 use tonic::{
-    Request, Status,
+    Request, Status, Streaming,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{self, Channel, ClientTlsConfig, Endpoint},
@@ -22,6 +24,9 @@ use super::{Gatekey, stored::Stored};
 
 /// How long a connection may take to be made, where it is made again by itself.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long an event may take to come.
+const EVENT_DEADLINE: Duration = Duration::from_secs(20);
 
 type Authorized = InterceptedService<Channel, Bearer>;
 
@@ -188,6 +193,19 @@ impl Client {
         let answer = self.owners.clone().put_owner(request).await;
         let answer = answer.expect("the owner is put").into_inner();
         answer.owner.expect("an owner")
+    }
+}
+
+/// The next event of a stream, which must come.
+pub async fn next_event(stream: &mut Streaming<WatchEventsResponse>) -> Event {
+    loop {
+        let message = time::timeout(EVENT_DEADLINE, stream.message()).await;
+        let message = message.expect("an event comes").expect("no error comes");
+        match message.expect("the stream goes on").message {
+            Some(Message::Event(event)) => return event,
+            Some(Message::Started(_)) => {}
+            None => panic!("a message without content"),
+        }
     }
 }
 

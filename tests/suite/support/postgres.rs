@@ -292,6 +292,22 @@ impl Database {
         }
     }
 
+    /// A copy of the database at this URL, to which nobody may be connected: as a backup is restored.
+    pub async fn copy_of(url: &str) -> Database {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let (server, original) = url.rsplit_once('/').expect("it names a database");
+        let name = format!("copy_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let statement = format!("CREATE DATABASE {name} TEMPLATE {original}");
+        connect(&format!("{server}/postgres"))
+            .await
+            .execute(AssertSqlSafe(statement))
+            .await
+            .unwrap_or_else(|error| panic!("cannot copy the database {original}: {error}"));
+        Database {
+            url: format!("{server}/{name}"),
+        }
+    }
+
     /// The same database at another address: of a proxy or a pooler.
     pub fn url_at(&self, addr: SocketAddr) -> String {
         let (_, name) = self.url.rsplit_once('/').expect("it names a database");
