@@ -13,6 +13,7 @@ pub mod keyring;
 pub mod lease;
 pub mod log;
 pub mod presence;
+pub mod quota;
 pub mod refused;
 pub mod repepper;
 pub mod replica;
