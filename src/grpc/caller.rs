@@ -6,12 +6,12 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
 };
 
 use tonic::{
     Request, Status,
-    metadata::{AsciiMetadataValue, MetadataMap},
+    codegen::http::{HeaderMap, HeaderValue, header::AUTHORIZATION},
 };
 
 use super::{Doors, status::Unknown, trace::trace_id};
@@ -36,6 +36,7 @@ const AUDIENCE: &str = "gatekey";
 const VALIDATE_ANYWHERE: &str = "?:keys:validate";
 
 /// Who asks about a key, known just well enough to answer.
+#[derive(Clone)]
 pub(super) enum Asker {
     /// One who may validate the keys of every tenant.
     OfAll,
@@ -120,8 +121,17 @@ impl Peer {
     }
 }
 
+/// One connection, as its calls share it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) peer: Peer,
+    /// The number of answers to Validate that are not sent yet.
+    pub(super) unread: AtomicUsize,
+}
+
 impl Doors {
-    /// Who calls: one who holds the right to `action` in some tenant.
+    /// Returns who calls: one who holds the right to `action` in some tenant. The connection has
+    /// identified the caller of a request that came through it; any other is identified here.
     ///
     /// # Errors
     /// UNAUTHENTICATED without a good credential, PERMISSION_DENIED without the right.
@@ -130,16 +140,27 @@ impl Doors {
         request: &Request<T>,
         action: Action,
     ) -> Result<Caller, Status> {
-        let peer = Peer::of(request);
-        let caller = self.authenticate(request.metadata(), &peer).await?.caller();
-        peer.identified(&caller.actor);
-        if !caller.may_somewhere(action) {
-            return Err(Refused::Forbidden(action).into());
+        if let Some(caller) = request.extensions().get::<Caller>() {
+            return permitted(caller.clone(), action);
         }
-        Ok(Caller {
-            trace_id: trace_id(request.metadata().as_ref()),
-            ..caller
-        })
+        let headers = request.metadata().as_ref();
+        self.identify_by(headers, &Peer::of(request), action).await
+    }
+
+    /// Returns who makes a call with these headers, as [`Doors::identify`] does.
+    ///
+    /// # Errors
+    /// As [`Doors::identify`].
+    pub(super) async fn identify_by(
+        &self,
+        headers: &HeaderMap,
+        peer: &Peer,
+        action: Action,
+    ) -> Result<Caller, Status> {
+        let caller = self.authenticate(headers, peer).await?.caller();
+        peer.identified(&*caller.actor);
+        let trace_id = trace_id(headers);
+        permitted(Caller { trace_id, ..caller }, action)
     }
 
     /// Who asks about a key.
@@ -148,13 +169,13 @@ impl Doors {
     /// As [`Doors::identify`].
     pub(super) async fn identify_asker(
         &self,
-        metadata: &MetadataMap,
+        headers: &HeaderMap,
         peer: &Peer,
     ) -> Result<Asker, Status> {
         if !self.validate_auth {
             return Ok(Asker::OfAll);
         }
-        let credentials = self.authenticate(metadata, peer).await?;
+        let credentials = self.authenticate(headers, peer).await?;
         let standing = credentials.standing();
         if standing.is_none_or(|standing| standing.grants(VALIDATE_ANYWHERE)) {
             return Ok(Asker::OfAll);
@@ -167,15 +188,15 @@ impl Doors {
         Ok(Asker::OfSome(caller))
     }
 
-    async fn authenticate(
-        &self,
-        metadata: &MetadataMap,
-        peer: &Peer,
-    ) -> Result<Credentials, Status> {
-        let Some(authorization) = metadata.get("authorization") else {
+    async fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<Credentials, Status> {
+        let mut given = headers.get_all(AUTHORIZATION).iter();
+        let Some(authorization) = given.next() else {
             // Apart, so that the usual way has little to carry.
             return Box::pin(self.authenticate_certificate(peer)).await;
         };
+        if given.next().is_some() {
+            return Err(Unknown::TwoCredentials.into());
+        }
         let bearer = bearer(authorization).ok_or(Unknown::NoCredential)?;
         if self.admin.is(bearer) {
             return Ok(Credentials::Admin);
@@ -233,8 +254,16 @@ impl Doors {
     }
 }
 
+/// Returns the caller if it holds the right to `action` in some tenant.
+fn permitted(caller: Caller, action: Action) -> Result<Caller, Status> {
+    if !caller.may_somewhere(action) {
+        return Err(Refused::Forbidden(action).into());
+    }
+    Ok(caller)
+}
+
 /// The credential of `authorization: Bearer <credential>`.
-fn bearer(authorization: &AsciiMetadataValue) -> Option<&str> {
+fn bearer(authorization: &HeaderValue) -> Option<&str> {
     let value = authorization.to_str().ok()?;
     let (scheme, credential) = value.trim_start().split_once(' ')?;
     scheme

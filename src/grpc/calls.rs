@@ -27,6 +27,7 @@ use tracing::info;
 use super::{
     Doors, Peer,
     answer::Answer,
+    caller::Asker,
     method::{self, METHODS},
     proto::Reason,
     unary::Reply,
@@ -96,25 +97,22 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// Carries out a Validate, and counts it if it comes to a decision.
-    pub(super) async fn decide(
-        &self,
-        work: impl Future<Output = Result<Answer, Status>>,
-    ) -> Result<Answer, Status> {
-        let began = sampled().then(Instant::now);
-        let answer = work.await;
+    /// Counts a Validate that has come to an answer, and how long it took if that was measured.
+    pub(super) fn count(&self, answer: &Result<Answer, Status>, began: Option<Instant>) {
         if let Some(began) = began {
             self.took[VALIDATE].note(began.elapsed());
         }
-        if let Ok(answer) = &answer {
+        if let Ok(answer) = answer {
             self.decisions.add(answer.reason() as usize, 1);
         }
-        answer
     }
 
     /// Counts a Validate that ended with an error, which these headers hold.
-    pub(super) fn count_undecided(&self, headers: &HeaderMap, peer: &Peer) {
+    pub(super) fn count_undecided(&self, headers: &HeaderMap, peer: &Peer, asker: Option<&Asker>) {
         if let Some(code) = code(headers) {
+            if let Some(Asker::OfSome(caller)) = asker {
+                peer.identified(&*caller.actor);
+            }
             self.codes[VALIDATE].add(code as usize, 1);
             self.log_refusal(VALIDATE, code, headers, peer);
         }
@@ -179,14 +177,14 @@ impl Tell for Calls {
     }
 }
 
-/// Whether this thread's next Validate is timed; the first one is.
-fn sampled() -> bool {
+/// Returns the time if this thread's next Validate is timed; the first one is.
+pub(super) fn begin_sampled() -> Option<Instant> {
     thread_local! {
         static NEXT: Cell<u32> = const { Cell::new(0) };
     }
     let number = NEXT.get();
     NEXT.set(number.wrapping_add(1));
-    number.is_multiple_of(SAMPLED)
+    number.is_multiple_of(SAMPLED).then(Instant::now)
 }
 
 /// The code in an answer's last headers, if they are that.
@@ -219,6 +217,11 @@ impl Call {
             code: Code::Cancelled,
             peer: Arc::clone(peer),
         }
+    }
+
+    /// Returns when the call began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
     }
 
     /// The answer, with whose body the call ends.

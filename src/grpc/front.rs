@@ -1,19 +1,23 @@
-//! The front door: one for each connection.
+//! The service of one connection.
 //!
-//! Validate is answered here, on the connection's own thread, past the router. Every other call
-//! goes to the runtime of what is slow, where it is carried out even if its caller goes away: a
-//! mutation is never left half told.
+//! Callers are identified by the headers of a call, before its body is read. Validate is answered
+//! here, on the connection's own thread, past the router. Every other call goes to the runtime of
+//! what is slow: a read ends with its caller there, a change is told that its caller is gone.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     fmt,
-    sync::Arc,
+    pin::pin,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
 };
 
 use http_body::Body as HttpBody;
 use opentelemetry::trace::FutureExt as _;
-use tokio::{runtime::Handle, sync::Semaphore};
+use prost::bytes::Bytes;
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -24,49 +28,85 @@ use tonic::{
 use tower::Layer as _;
 
 use super::{
-    Doors, MESSAGE_MAX, Peer,
+    Doors, Infrastructure, MESSAGE_MAX, Peer,
     answer::{Answer, Codec},
-    calls::Call,
+    budget::{Charge, Class},
+    caller::{Asker, Connection},
+    calls::{self, Call},
     complete::complete,
-    ending::Ending,
+    infrastructure::now,
+    intake::Intake,
+    method,
+    outgoing::{Outgoing, Sent},
+    patience,
     proto::ValidateRequest,
     status,
     trace::{Trace, TraceLayer},
-    unary::{self, Read, Reply},
+    unary::{self, Again, Arrived, Reply},
 };
-use crate::meter::{Page, Tell};
+use crate::{
+    domain::caller::{Action, Principal},
+    meter::{Page, Tell},
+    service::{
+        presence::Presence,
+        quota::{Quota, Share},
+    },
+};
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
+const WATCH_EVENTS: &str = "/gatekey.v1.EventService/WatchEvents";
 /// Health and reflection, which take no room from others.
 const OTHERS: &str = "/grpc.";
-/// The most calls under way at once beside Validate and [`OTHERS`]: many may wait for a lost replica,
-/// and what is beyond that would only wait for its turn.
+/// The most calls under way at once beside Validate and [`OTHERS`], until their answers are sent:
+/// many may wait for a lost replica, and more would only wait for their turn.
 const CALLS_MAX: usize = 1024;
+/// The most of them by one caller.
+const CALLS_MAX_PER_CALLER: usize = CALLS_MAX / 4;
+/// The most lists at once, whose answers may be large. More wait for their turn.
+const LISTS_MAX: usize = 16;
+/// The most of them by one caller.
+const LISTS_MAX_PER_CALLER: usize = LISTS_MAX / 4;
+/// The most calls whose caller is being looked up in the store.
+const UNIDENTIFIED_MAX: usize = 1024;
 
-/// What stands behind every front door.
+/// All that serves connections.
 #[derive(Clone)]
 pub struct House {
-    doors: Arc<Doors>,
-    routes: Routes,
-    slow: Handle,
-    calls: Arc<Semaphore>,
+    shared: Arc<Shared>,
     traces: TraceLayer,
 }
 
+/// What all connections share.
+struct Shared {
+    doors: Arc<Doors>,
+    routes: Routes,
+    infrastructure: Infrastructure,
+    slow: Handle,
+    calls: Arc<Quota<Principal>>,
+    lists: Arc<Quota<Principal>>,
+    unidentified: Semaphore,
+}
+
 impl House {
-    /// A house with these doors, and `others` (health, reflection) beside them. What is slow runs
-    /// on the current runtime.
+    /// A house with these doors, and `infrastructure` beside them. What is slow runs on the current
+    /// runtime.
     ///
     /// # Panics
     /// Outside a runtime.
     #[must_use]
-    pub fn new(doors: Doors, others: Routes, traces: TraceLayer) -> Self {
+    pub fn new(doors: Doors, infrastructure: Infrastructure, traces: TraceLayer) -> Self {
         let doors = Arc::new(doors);
-        Self {
-            routes: Doors::routes(&doors, others),
+        let shared = Shared {
+            routes: Doors::routes(&doors),
             doors,
+            infrastructure,
             slow: Handle::current(),
-            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            calls: Quota::new(CALLS_MAX, CALLS_MAX_PER_CALLER),
+            lists: Quota::new(LISTS_MAX, LISTS_MAX_PER_CALLER),
+            unidentified: Semaphore::new(UNIDENTIFIED_MAX),
+        };
+        Self {
+            shared: Arc::new(shared),
             traces,
         }
     }
@@ -74,9 +114,13 @@ impl House {
     /// The front door for one connection.
     #[must_use]
     pub fn front(&self, peer: Peer) -> Trace<Front> {
-        self.traces.layer(Front {
-            house: self.clone(),
+        let connection = Connection {
             peer,
+            unread: AtomicUsize::new(0),
+        };
+        self.traces.layer(Front {
+            shared: Arc::clone(&self.shared),
+            connection: Arc::new(connection),
         })
     }
 }
@@ -84,13 +128,13 @@ impl House {
 /// The service of one connection.
 #[derive(Clone)]
 pub struct Front {
-    house: House,
-    peer: Peer,
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
 }
 
 impl<B> Service<http::Request<B>> for Front
 where
-    B: HttpBody<Data = prost::bytes::Bytes> + Unpin + Send + 'static,
+    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<StdError> + Send,
 {
     type Response = http::Response<Reply>;
@@ -102,95 +146,286 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if request.uri().path() == VALIDATE {
-            let (doors, peer) = (Arc::clone(&self.house.doors), self.peer.clone());
-            return Box::pin(async move {
-                let answer = match unary::read(request).await {
-                    Read::Message(request) => {
-                        let work = doors.answer_validate(request, &peer);
-                        unary::write(doors.calls.decide(work).await)
-                    }
-                    // Apart, so that the usual one has little to carry.
-                    Read::Other(request) => {
-                        let mut grpc =
-                            Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
-                        let doors = Arc::clone(&doors);
-                        let asking = Arc::new(peer.clone());
-                        let validate = Validate {
-                            doors,
-                            peer: Arc::clone(&asking),
-                        };
-                        let answer = Box::pin(grpc.unary(validate, request)).await;
-                        if let Some(caller) = asking.caller() {
-                            peer.identified(caller);
-                        }
-                        answer.map(Reply::tonic)
-                    }
-                };
-                let answer = complete(answer);
-                doors.calls.count_undecided(answer.headers(), &peer);
-                Ok(answer)
-            });
-        }
-        let peer = Arc::new(self.peer.clone());
-        let call = Call::begin(&self.house.doors, request.uri().path(), &peer);
-        if request.uri().path().starts_with(OTHERS) {
-            let stop = self.house.doors.stop.clone();
-            let answer = self.carry_out(request.map(Body::new), peer);
-            return Box::pin(async move {
-                // Their streams are endless; those of events end by themselves.
-                let ending = |body| Body::new(Ending::new(body, stop.cancelled_owned()));
-                Ok(call.ends_with(complete(answer.await).map(ending)))
-            });
-        }
         let front = self.clone();
+        let path = request.uri().path();
+        if path == VALIDATE {
+            return Box::pin(async move { Ok(front.validate(request).await) });
+        }
+        let peer = Arc::new(self.connection.peer.clone());
+        let call = Call::begin(&self.shared.doors, path, &peer);
+        if path.starts_with(OTHERS) {
+            return Box::pin(async move {
+                let infrastructure = &front.shared.infrastructure;
+                let answer = infrastructure.answer(request, &front.connection.peer);
+                Ok(call.ends_with(answer.await))
+            });
+        }
         Box::pin(async move {
-            // Whole first, so that who sends slowly keeps nobody out.
-            let request = unary::whole(request).await;
-            let Ok(inside) = Arc::clone(&front.house.calls).try_acquire_owned() else {
-                return Ok(call.ends_with(complete(status::overloaded().into_http())));
-            };
-            let answer = front.carry_out(request.map(Body::new), peer).await;
-            drop(inside);
-            Ok(call.ends_with(complete(answer)))
+            let answer = front.administer(request, call.began(), peer).await;
+            Ok(call.ends_with(complete(answer.unwrap_or_else(Status::into_http))))
         })
     }
 }
 
 impl Front {
-    /// Carries a call out where what is slow runs, to its end even if nobody waits for it.
-    fn carry_out(
+    /// Answers a Validate.
+    async fn validate<B>(self, request: http::Request<B>) -> http::Response<Reply>
+    where
+        B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    {
+        let doors = &self.shared.doors;
+        let began = calls::begin_sampled();
+        let (parts, body) = request.into_parts();
+        let peer = self.connection.peer.clone();
+        let identifying = doors.identify_asker(&parts.headers, &peer);
+        let (answer, asker) = match self.shared.identified(identifying).await {
+            Err(status) => (Err(status), None),
+            Ok(asker) => match unary::arrived(&parts.headers, body).await {
+                Arrived::Message(message) => {
+                    let answer = doors.answer_validate(&asker, message).await;
+                    doors.calls.count(&answer, began);
+                    (answer, Some(asker))
+                }
+                // Apart, so that the usual one has little to carry.
+                Arrived::Other(body) => {
+                    let request = http::Request::from_parts(parts, body);
+                    let answer = Box::pin(self.validate_late(request, asker.clone())).await;
+                    return self.decided(answer, &peer, Some(&asker));
+                }
+            },
+        };
+        let connection = Arc::clone(&self.connection);
+        self.decided(unary::write(answer, connection), &peer, asker.as_ref())
+    }
+
+    /// Answers a Validate whose request has not arrived yet, or is not as usual.
+    async fn validate_late<B>(
         &self,
-        mut request: http::Request<Body>,
-        peer: Arc<Peer>,
-    ) -> impl Future<Output = http::Response<Body>> + Send + use<> {
-        request.extensions_mut().insert(peer);
-        let mut routes = self.house.routes.clone();
-        let answer = async move { routes.call(request).await };
-        let answer = self.house.slow.spawn(answer.with_current_context());
-        async move {
-            match answer.await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(never)) => match never {},
-                Err(ended) if ended.is_panic() => status::failed().into_http(),
-                Err(_) => status::stopping().into_http(),
+        request: http::Request<Again<B>>,
+        asker: Asker,
+    ) -> http::Response<Reply>
+    where
+        B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let (doors, connection) = (&self.shared.doors, Arc::clone(&self.connection));
+        let intake = Intake {
+            class: Class::Validator,
+            began: Instant::now(),
+            stop: &doors.stop,
+        };
+        let (body, _charge) = match intake.whole(body).await {
+            Ok(whole) => whole,
+            Err(status) => return unary::write(Err(status), connection),
+        };
+        match unary::arrived(&parts.headers, body).await {
+            Arrived::Message(message) => {
+                let began = calls::begin_sampled();
+                let answer = doors.answer_validate(&asker, message).await;
+                doors.calls.count(&answer, began);
+                unary::write(answer, connection)
+            }
+            Arrived::Other(body) => {
+                let mut grpc =
+                    Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
+                let doors = Arc::clone(doors);
+                let validate = Validate { doors, asker };
+                let request = http::Request::from_parts(parts, body);
+                let answer = grpc.unary(validate, request).await;
+                let outgoing =
+                    |body| Reply::tonic(Body::new(Outgoing::new(body, Class::Validator, ())));
+                answer.map(outgoing)
             }
         }
     }
+
+    /// Completes the answer to a Validate, and counts it if it is an error.
+    fn decided(
+        &self,
+        answer: http::Response<Reply>,
+        peer: &Peer,
+        asker: Option<&Asker>,
+    ) -> http::Response<Reply> {
+        let answer = complete(answer);
+        let calls = &self.shared.doors.calls;
+        calls.count_undecided(answer.headers(), peer, asker);
+        answer
+    }
+
+    /// Answers a call of any other service of this server.
+    async fn administer<B>(
+        self,
+        request: http::Request<B>,
+        began: Instant,
+        peer: Arc<Peer>,
+    ) -> Result<http::Response<Body>, Status>
+    where
+        B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    {
+        let doors = &self.shared.doors;
+        let (mut parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        let action = method::find(path).and_then(|which| method::action(method::METHODS[which]));
+        let action = action.ok_or_else(status::unknown_method)?;
+        let identifying = doors.identify_by(&parts.headers, &peer, action);
+        let caller = self.shared.identified(identifying).await?;
+        let intake = Intake {
+            class: Class::Caller,
+            began,
+            stop: &doors.stop,
+        };
+        // Whole first, so that who sends slowly keeps nobody out.
+        let (body, charge) = intake.whole(body).await?;
+        let place = self.shared.calls.try_take(&caller.principal);
+        let place = place.ok_or_else(status::overloaded)?;
+        let work = Work {
+            read: is_read(action),
+            stream: path == WATCH_EVENTS,
+            list: is_list(path).then(|| caller.principal.clone()),
+            place,
+            charge,
+        };
+        let (presence, guard) = Presence::new(patience::deadline(&parts.headers, began));
+        parts.extensions.insert(caller);
+        parts.extensions.insert(presence.clone());
+        parts.extensions.insert(peer);
+        let request = http::Request::from_parts(parts, Body::new(body));
+        let answer = self.shared.carry_out(work, request, presence).await;
+        guard.answered();
+        answer
+    }
+}
+
+impl Shared {
+    /// Waits until a caller is identified. Only so many may wait for the store for that.
+    async fn identified<T>(
+        &self,
+        identifying: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let mut identifying = pin!(identifying);
+        if let Poll::Ready(identified) = now(identifying.as_mut()).await {
+            return identified;
+        }
+        let place = self.unidentified.try_acquire();
+        let _place = place.map_err(|_| status::overloaded())?;
+        identifying.await
+    }
+}
+
+/// A call that is to be carried out where what is slow runs.
+struct Work {
+    /// It changes nothing, so that it ends with its caller.
+    read: bool,
+    /// Its answer is a stream of its own.
+    stream: bool,
+    /// The caller, if the answer is a list.
+    list: Option<Principal>,
+    place: Share<Principal>,
+    charge: Charge,
+}
+
+/// The places that a call holds until its answer is sent: its own, and one among the lists.
+struct Places(
+    #[expect(dead_code, reason = "it is held, not used")]
+    (Share<Principal>, Option<Share<Principal>>),
+);
+
+impl Sent for Places {}
+
+impl Shared {
+    /// Carries a call out. A change goes on without its caller, as far as it decides to.
+    async fn carry_out(
+        self: &Arc<Self>,
+        work: Work,
+        request: http::Request<Body>,
+        presence: Presence,
+    ) -> Result<http::Response<Body>, Status> {
+        let read = work.read;
+        let task = Arc::clone(self).do_work(work, request);
+        let task = self.slow.spawn(task.with_current_context());
+        let answered = if read {
+            let mut task = AbortOnDropHandle::new(task);
+            tokio::select! {
+                biased;
+                answered = &mut task => answered,
+                gone = presence.gone() => return Err(status::gone(gone)),
+            }
+        } else {
+            task.await
+        };
+        answered.map_err(|ended| {
+            if ended.is_panic() {
+                status::failed()
+            } else {
+                status::stopping()
+            }
+        })
+    }
+
+    async fn do_work(
+        self: Arc<Self>,
+        work: Work,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        let list = match &work.list {
+            Some(principal) => Some(self.lists.take(principal).await),
+            None => None,
+        };
+        let answer = match self.routes.clone().call(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        };
+        drop(work.charge);
+        let (head, body) = answer.into_parts();
+        // An answer is written here, and not where connections are served.
+        let body = if work.stream {
+            Again::new(VecDeque::new(), body)
+        } else {
+            unary::begun(body).await
+        };
+        let places = Places((work.place, list));
+        let body = Body::new(Outgoing::new(body, Class::Caller, places));
+        http::Response::from_parts(head, body)
+    }
+}
+
+/// Returns whether a call changes nothing, so that it can end with its caller.
+fn is_read(action: Action) -> bool {
+    match action {
+        Action::KeysGet
+        | Action::KeysList
+        | Action::KeysValidate
+        | Action::KeysLookup
+        | Action::OwnersRead
+        | Action::TenantsRead
+        | Action::EventsRead => true,
+        Action::KeysCreate
+        | Action::KeysUpdate
+        | Action::KeysRotate
+        | Action::KeysRevoke
+        | Action::OwnersWrite
+        | Action::TenantsWrite => false,
+    }
+}
+
+/// Returns whether the answer of a method is a list.
+fn is_list(path: &str) -> bool {
+    let method = path.rsplit('/').next();
+    method.is_some_and(|method| method.starts_with("List"))
 }
 
 impl Tell for House {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
-        self.doors.calls.tell(page)?;
-        self.doors.validator.tell(page)?;
-        self.doors.replica.tell(page)?;
-        self.doors.usage.tell(page)
+        self.shared.doors.calls.tell(page)?;
+        self.shared.doors.validator.tell(page)?;
+        self.shared.doors.replica.tell(page)?;
+        self.shared.doors.usage.tell(page)
     }
 }
 
 struct Validate {
     doors: Arc<Doors>,
-    peer: Arc<Peer>,
+    asker: Asker,
 }
 
 impl UnaryService<ValidateRequest> for Validate {
@@ -198,10 +433,12 @@ impl UnaryService<ValidateRequest> for Validate {
     type Future = BoxFuture<Response<Answer>, Status>;
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
-        let (doors, peer) = (Arc::clone(&self.doors), Arc::clone(&self.peer));
+        let (doors, asker) = (Arc::clone(&self.doors), self.asker.clone());
         Box::pin(async move {
-            let work = doors.answer_validate(request, &peer);
-            Ok(Response::new(doors.calls.decide(work).await?))
+            let began = calls::begin_sampled();
+            let answer = doors.answer_validate(&asker, request.into_inner()).await;
+            doors.calls.count(&answer, began);
+            Ok(Response::new(answer?))
         })
     }
 }

@@ -60,9 +60,10 @@ impl KeyService for Doors {
     ) -> Result<Response<ValidateResponse>, Status> {
         // The front door answers it before it comes here; this is the same answer, for whoever
         // reaches the service by itself.
-        let peer = Peer::of(&request);
+        let headers = request.metadata().as_ref();
+        let asker = self.identify_asker(headers, &Peer::of(&request)).await?;
         let mut written = Vec::new();
-        self.answer_validate(request, &peer)
+        self.answer_validate(&asker, request.into_inner())
             .await?
             .write(&mut written);
         let answer = ValidateResponse::decode(&*written).map_err(|_| status::unreadable())?;

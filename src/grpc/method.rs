@@ -1,5 +1,7 @@
 //! The methods of the contract: what may stand in a span, or in a metric.
 
+use crate::domain::caller::Action;
+
 /// Every method. What a stranger writes into a path is none of them.
 pub(super) const METHODS: [&str; 18] = [
     "gatekey.v1.KeyService/Validate",
@@ -21,6 +23,26 @@ pub(super) const METHODS: [&str; 18] = [
     "gatekey.v1.EventService/ListEvents",
     "gatekey.v1.EventService/WatchEvents",
 ];
+
+/// Returns the right that a method asks for, or `None` where there is no such method.
+pub(super) fn action(method: &str) -> Option<Action> {
+    Some(match method.strip_prefix("gatekey.v1.")? {
+        "KeyService/Validate" => Action::KeysValidate,
+        "KeyService/CreateKey" => Action::KeysCreate,
+        "KeyService/GetKey" => Action::KeysGet,
+        "KeyService/ListKeys" => Action::KeysList,
+        "KeyService/LookupKey" => Action::KeysLookup,
+        "KeyService/RevokeKey" | "KeyService/RevokeKeys" => Action::KeysRevoke,
+        "KeyService/RotateKey" => Action::KeysRotate,
+        "KeyService/UpdateKey" => Action::KeysUpdate,
+        "OwnerService/DeleteOwner" | "OwnerService/PutOwner" => Action::OwnersWrite,
+        "OwnerService/GetOwner" | "OwnerService/ListOwners" => Action::OwnersRead,
+        "TenantService/GetTenant" | "TenantService/ListTenants" => Action::TenantsRead,
+        "TenantService/PutTenant" => Action::TenantsWrite,
+        "EventService/ListEvents" | "EventService/WatchEvents" => Action::EventsRead,
+        _ => return None,
+    })
+}
 
 /// The place in [`METHODS`] of the one that a path names, with or without its first slash.
 pub(super) fn find(path: &str) -> Option<usize> {
@@ -51,5 +73,8 @@ mod tests {
         let mut known = METHODS.to_vec();
         known.sort_unstable();
         assert_eq!(known, methods);
+        for method in METHODS {
+            assert!(action(method).is_some(), "{method} asks for no right");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! room, the reply. Status codes are chosen in `status.rs` alone.
 
 pub mod answer;
+mod budget;
 mod caller;
 mod calls;
 pub mod codec;
@@ -12,13 +13,18 @@ mod convert;
 mod ending;
 mod events;
 mod front;
+mod infrastructure;
+mod intake;
 mod keys;
 mod method;
 mod network;
+mod outgoing;
 mod owners;
 mod parse;
 mod patience;
+mod questions;
 mod redact;
+mod stall;
 mod status;
 mod tenants;
 pub mod trace;
@@ -28,6 +34,8 @@ mod validate;
 pub use caller::Peer;
 pub use calls::Calls;
 pub use front::{Front, House};
+pub use infrastructure::{Infrastructure, Probes};
+pub use stall::StreamExecutor;
 
 use std::sync::Arc;
 
@@ -82,8 +90,8 @@ impl Doors {
         convert::enforcement(enforcement)
     }
 
-    /// The routes of all four services, beside `others`.
-    fn routes(doors: &Arc<Self>, others: Routes) -> Routes {
+    /// The routes of all four services.
+    fn routes(doors: &Arc<Self>) -> Routes {
         use proto::{
             event_service_server::EventServiceServer as Events,
             key_service_server::KeyServiceServer as Keys,
@@ -91,7 +99,7 @@ impl Doors {
             tenant_service_server::TenantServiceServer as Tenants,
         };
         let doors = || Arc::clone(doors);
-        others
+        Routes::default()
             .add_service(Keys::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))
             .add_service(Owners::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))
             .add_service(Tenants::from_arc(doors()).max_decoding_message_size(MESSAGE_MAX))

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::{
     domain::{scope::Scope, tenant::Rule, token::KeyId, violation::Violation},
-    service::{refused::Refused, secret::Busy, validator::Undecided},
+    service::{presence::Gone, refused::Refused, secret::Busy, validator::Undecided},
     store::StoreError,
 };
 
@@ -43,6 +43,8 @@ pub enum Unknown {
     NoCredential,
     #[error("the credential is not the admin token and no valid key of tenant system")]
     BadCredential,
+    #[error("several `authorization` headers came with the call: give one")]
+    TwoCredentials,
     #[error("the client certificate names no owner of tenant system who may call")]
     BadCertificate,
 }
@@ -101,6 +103,36 @@ pub(super) fn overloaded() -> Status {
         "CALLS_BUSY",
         "too many calls are under way at once",
     )
+}
+
+/// A call whose request was not complete in time.
+pub(super) fn incomplete() -> Status {
+    let message = "the request was not complete within 10 seconds";
+    status(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", message)
+}
+
+/// A call whose caller waits no more.
+pub(super) fn gone(gone: Gone) -> Status {
+    let (code, reason) = match gone {
+        Gone::Left => (Code::Cancelled, "CANCELLED"),
+        Gone::DeadlinePassed => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+    };
+    status(code, reason, &gone.to_string())
+}
+
+/// A call that there is no memory for now: for its request, or for its answer.
+pub(super) fn memory_busy() -> Status {
+    retry_later(
+        Code::ResourceExhausted,
+        "MEMORY_BUSY",
+        "too many bytes of requests and answers are waiting",
+    )
+}
+
+/// A call of a method that does not exist.
+pub(super) fn unknown_method() -> Status {
+    let message = "this method is not known here";
+    status(Code::Unimplemented, "UNKNOWN_METHOD", message)
 }
 
 /// A status that tonic chose, completed: `None` where it is complete already.
@@ -174,7 +206,9 @@ impl From<Unknown> for Status {
     fn from(unknown: Unknown) -> Self {
         let reason = match unknown {
             Unknown::NoCredential => "CREDENTIAL_MISSING",
-            Unknown::BadCredential | Unknown::BadCertificate => "CREDENTIAL_INVALID",
+            Unknown::BadCredential | Unknown::TwoCredentials | Unknown::BadCertificate => {
+                "CREDENTIAL_INVALID"
+            }
         };
         status(Code::Unauthenticated, reason, &unknown.to_string())
     }

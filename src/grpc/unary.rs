@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -15,87 +16,76 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use prost::{
     Message as _,
-    bytes::{BufMut as _, Bytes, BytesMut},
+    bytes::{BufMut as _, Bytes},
 };
 use tonic::{
-    Request, Status,
+    Status,
     body::Body,
     codegen::http::{self, HeaderMap, HeaderValue, header::CONTENT_TYPE},
-    metadata::{GRPC_CONTENT_TYPE, MetadataMap},
+    metadata::GRPC_CONTENT_TYPE,
 };
 
-use super::{MESSAGE_MAX, answer::Answer, proto::ValidateRequest};
+use super::{
+    MESSAGE_MAX, answer::Answer, budget::Class, caller::Connection, outgoing::Outgoing,
+    proto::ValidateRequest, stall,
+};
 
-/// What comes before a message: whether it is compressed, and its length.
-const HEAD: usize = 5;
+/// The length of what comes before a message: whether it is compressed, and its length.
+pub(super) const HEAD: usize = 5;
+/// The most answers of a connection that may wait to be sent without a limit on how long: their
+/// trailers wait with them, which saves a write.
+const UNREAD_MAX: usize = 64;
+/// The length of the longest answer that may.
+const ANSWER_SMALL: usize = 4 * 1024;
 /// More than a usual answer takes.
 const ANSWER_USUAL: usize = 320;
 
-/// A request as it came.
-pub(super) enum Read<B: HttpBody> {
+/// A body, as far as it has arrived.
+pub(super) enum Arrived<B: HttpBody> {
     /// One whole message in one frame, and nothing else.
-    Message(Request<ValidateRequest>),
+    Message(ValidateRequest),
     /// Anything else, of which nothing is lost.
-    Other(http::Request<Again<B>>),
+    Other(Again<B>),
 }
 
-/// Reads a request.
-pub(super) async fn read<B>(request: http::Request<B>) -> Read<B>
+/// Looks at what has arrived of the body of a request with these headers. It waits for nothing.
+pub(super) async fn arrived<B>(headers: &HeaderMap, mut body: B) -> Arrived<B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
-    let (parts, mut body) = request.into_parts();
     let mut read = VecDeque::new();
-    let usual = !parts.headers.contains_key("grpc-encoding");
-    if usual && let Some(first) = next(&mut body).await {
+    let usual = !headers.contains_key("grpc-encoding");
+    if usual && let Poll::Ready(Some(first)) = now(&mut body).await {
         let message = first.as_ref().ok().and_then(message);
         let ended = message.is_some() && (body.is_end_stream() || ends(&mut body, &mut read).await);
         match message {
-            Some(message) if ended => {
-                let metadata = MetadataMap::from_headers(parts.headers);
-                let extensions = parts.extensions;
-                return Read::Message(Request::from_parts(metadata, extensions, message));
-            }
+            Some(message) if ended => return Arrived::Message(message),
             _ => read.push_front(first),
         }
     }
-    let body = Again { read, body };
-    Read::Other(http::Request::from_parts(parts, body))
+    Arrived::Other(Again::new(read, body))
 }
 
-/// Waits for the whole of a request with one message, as far as one may be read.
-pub(super) async fn whole<B>(request: http::Request<B>) -> http::Request<Again<B>>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-{
-    let (parts, mut body) = request.into_parts();
-    let (mut data, mut read) = (BytesMut::new(), VecDeque::new());
-    while data.len() <= HEAD + MESSAGE_MAX
-        && let Some(frame) = next(&mut body).await
-    {
-        match frame.map(Frame::into_data) {
-            Ok(Ok(more)) => data.extend_from_slice(&more),
-            Ok(Err(trailers)) => read.push_back(Ok(trailers)),
-            Err(broken) => {
-                read.push_back(Err(broken));
-                break;
-            }
-        }
-    }
-    read.push_front(Ok(Frame::data(data.freeze())));
-    http::Request::from_parts(parts, Again { read, body })
+/// Waits for the first frame of a body, of which nothing is lost.
+pub(super) async fn begun<B: HttpBody + Unpin>(mut body: B) -> Again<B> {
+    let first = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+    Again::new(first.into_iter().collect(), body)
 }
 
-async fn next<B: HttpBody + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
-    std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+/// The next frame, if it is there.
+async fn now<B: HttpBody + Unpin>(body: &mut B) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await
 }
 
-/// Whether nothing follows; what does is kept.
+/// Whether it is known that nothing follows; what does is kept.
 async fn ends<B: HttpBody + Unpin>(
     body: &mut B,
     read: &mut VecDeque<Result<Frame<B::Data>, B::Error>>,
 ) -> bool {
-    read.extend(next(body).await);
+    let Poll::Ready(next) = now(body).await else {
+        return false;
+    };
+    read.extend(next);
     read.is_empty()
 }
 
@@ -115,6 +105,12 @@ pin_project! {
         read: VecDeque<Result<Frame<B::Data>, B::Error>>,
         #[pin]
         body: B,
+    }
+}
+
+impl<B: HttpBody> Again<B> {
+    pub(super) fn new(read: VecDeque<Result<Frame<B::Data>, B::Error>>, body: B) -> Self {
+        Self { read, body }
     }
 }
 
@@ -138,25 +134,53 @@ impl<B: HttpBody> HttpBody for Again<B> {
     }
 }
 
-/// The answer to what [`read`] has read.
-pub(super) fn write(answer: Result<Answer, Status>) -> http::Response<Reply> {
+/// Writes the answer to a Validate that came over this connection.
+pub(super) fn write(
+    answer: Result<Answer, Status>,
+    connection: Arc<Connection>,
+) -> http::Response<Reply> {
     let answer = match answer {
         Ok(answer) => answer,
         Err(status) => return status.into_http::<Body>().map(Reply::tonic),
     };
-    let mut data = BytesMut::with_capacity(ANSWER_USUAL);
+    let mut data = Vec::with_capacity(ANSWER_USUAL);
     data.put_bytes(0, HEAD);
     answer.write(&mut data);
     // An answer is made of one key, which is made of one message of at most 64 KiB.
     let length = u32::try_from(data.len() - HEAD).unwrap_or(u32::MAX);
     data[1..HEAD].copy_from_slice(&length.to_be_bytes());
-    let mut response = http::Response::new(Reply::Message {
-        data: Some(data.freeze()),
+    let unread = connection.unread.fetch_add(1, Ordering::Relaxed);
+    let small = unread < UNREAD_MAX && data.len() <= ANSWER_SMALL;
+    let reply = Reply::Message {
+        data: Some(Bytes::from_owner(Unread { data, connection })),
         ended: false,
+    };
+    let mut response = http::Response::new(if small {
+        reply
+    } else {
+        Reply::tonic(Body::new(Outgoing::new(reply, Class::Validator, ())))
     });
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
     response
+}
+
+/// An answer that is not sent yet.
+struct Unread {
+    data: Vec<u8>,
+    connection: Arc<Connection>,
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.connection.unread.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 pin_project! {
@@ -191,7 +215,10 @@ impl HttpBody for Reply {
             }
         };
         Poll::Ready(match data.take() {
-            Some(data) => Some(Ok(Frame::data(data))),
+            Some(data) => {
+                stall::gave();
+                Some(Ok(Frame::data(data)))
+            }
             None if *ended => None,
             None => {
                 *ended = true;
@@ -219,6 +246,8 @@ impl HttpBody for Reply {
 
 #[cfg(test)]
 mod tests {
+    use prost::bytes::BytesMut;
+
     use super::*;
     use crate::grpc::proto::validate_request::Credential;
 
@@ -247,11 +276,11 @@ mod tests {
             read: copied.map(Ok).collect(),
             body: Body::empty(),
         };
-        match read(http::Request::new(body)).await {
-            Read::Message(request) => Ok(request.into_inner()),
-            Read::Other(request) => {
-                let (mut body, mut again) = (request.into_body(), Vec::new());
-                while let Some(frame) = next(&mut body).await {
+        match arrived(&HeaderMap::new(), body).await {
+            Arrived::Message(message) => Ok(message),
+            Arrived::Other(mut body) => {
+                let mut again = Vec::new();
+                while let Poll::Ready(Some(frame)) = now(&mut body).await {
                     again.push(frame.unwrap().into_data().unwrap_or_default());
                 }
                 Err(again)

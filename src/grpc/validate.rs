@@ -1,9 +1,9 @@
 //! Validate: the call that others make on every request they get.
 
-use tonic::{Request, Status};
+use tonic::Status;
 
 use super::{
-    Doors, Peer,
+    Doors,
     answer::Answer,
     caller::Asker,
     parse::Fields,
@@ -22,18 +22,15 @@ use crate::{
 };
 
 impl Doors {
-    /// Answers a Validate that came from `peer`.
+    /// Answers a Validate by `asker`.
     ///
     /// # Errors
     /// When the caller may not ask, the question cannot be read, or nothing could be decided.
     pub(super) async fn answer_validate(
         &self,
-        request: Request<ValidateRequest>,
-        peer: &Peer,
+        asker: &Asker,
+        request: ValidateRequest,
     ) -> Result<Answer, Status> {
-        let asker = self.identify_asker(request.metadata(), peer).await?;
-        let request = request.into_inner();
-
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
         fields.required_scopes("required_scopes", &request.required_scopes);
@@ -41,7 +38,7 @@ impl Doors {
         let audience = fields.line("audience", request.audience, 0..=255);
         let client_ip = fields.ip("client_ip", &request.client_ip);
         fields.check()?;
-        refuse_forbidden(&asker, tenant.as_deref(), peer)?;
+        refuse_forbidden(asker, tenant.as_deref())?;
 
         let credential = match request.credential {
             Some(validate_request::Credential::Key(text)) => Credential::key(text),
@@ -74,14 +71,9 @@ impl Doors {
 
 /// A caller with other rights in a tenant is told that it may not validate there. One without
 /// any gets NOT_FOUND for every key of it, as if there were no such tenant.
-fn refuse_forbidden(asker: &Asker, tenant: Option<&str>, peer: &Peer) -> Result<(), Refused> {
+fn refuse_forbidden(asker: &Asker, tenant: Option<&str>) -> Result<(), Refused> {
     match tenant.map(|tenant| asker.right(tenant)) {
-        Some(Right::Forbidden) => {
-            if let Asker::OfSome(caller) = asker {
-                peer.identified(&*caller.actor);
-            }
-            Err(Refused::Forbidden(Action::KeysValidate))
-        }
+        Some(Right::Forbidden) => Err(Refused::Forbidden(Action::KeysValidate)),
         Some(Right::Granted | Right::Blind) | None => Ok(()),
     }
 }

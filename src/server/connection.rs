@@ -19,7 +19,7 @@ use std::{
 
 use http_body::Body;
 use hyper::{Request, Response, body::Incoming, server::conn::http2, service::Service};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -28,6 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
+use crate::grpc::StreamExecutor;
 
 /// How long a new connection may take to say that it speaks HTTP/2, the handshake of TLS among it.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
@@ -112,7 +113,7 @@ where
     };
     let service = service(&stream.stream);
     let heard = Arc::clone(&stream.heard);
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(StreamExecutor)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)

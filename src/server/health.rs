@@ -1,27 +1,27 @@
 //! Health: what probes are told, on a port of their own if there is one; and `gatekey health`, which
 //! asks.
 
-use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{io, net::Ipv4Addr, pin::Pin, sync::Arc, time::Duration};
 
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::{self, JoinHandle, JoinSet},
     time,
 };
+use tokio_stream::{Stream, StreamExt as _, once, pending, wrappers::WatchStream};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
+    Request, Response, Status,
     service::Routes,
     transport::{Channel, Endpoint, Error as TransportError},
 };
-use tonic_health::{
-    ServingStatus,
-    pb::{
-        HealthCheckRequest, health_check_response,
-        health_client::HealthClient,
-        health_server::{Health, HealthServer},
-    },
-    server::HealthReporter,
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_check_response::ServingStatus,
+    health_client::HealthClient,
+    health_server::{Health, HealthServer},
 };
 use tower::service_fn;
 use tracing::{info, warn};
@@ -33,7 +33,7 @@ use super::{
     tls,
 };
 use crate::{
-    grpc::READINESS,
+    grpc::{Infrastructure, Peer, READINESS},
     service::{replica::Replica, warm::Warmer},
 };
 
@@ -46,32 +46,28 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What probes are told of readiness.
 pub struct Readiness {
-    reporter: HealthReporter,
+    status: watch::Sender<ServingStatus>,
     following: JoinHandle<()>,
 }
 
 impl Readiness {
     /// Not ready until memory is warm, and from then on ready while the lease is held, which the
     /// store has granted. Returns the service that tells it.
-    pub async fn start(
+    pub fn start(
         replica: Arc<Replica>,
         warmer: Warmer,
         warm_keys: usize,
     ) -> (Self, HealthServer<impl Health>) {
-        let (reporter, service) = tonic_health::server::health_reporter();
-        tell(&reporter, ServingStatus::NotServing).await;
+        let (status, readiness) = watch::channel(ServingStatus::NotServing);
         let following = tokio::spawn({
-            let reporter = reporter.clone();
+            let status = status.clone();
             async move {
                 warmer.warm(warm_keys).await;
-                follow(&replica, &reporter).await;
+                follow(&replica, &status).await;
             }
         });
-        let this = Self {
-            reporter,
-            following,
-        };
-        (this, service)
+        let this = Self { status, following };
+        (this, HealthServer::new(Statuses { readiness }))
     }
 
     /// Tells that the server is not ready, and will not be.
@@ -79,11 +75,56 @@ impl Readiness {
         self.following.abort();
         // It fails as it was told to.
         let _ = self.following.await;
-        tell(&self.reporter, ServingStatus::NotServing).await;
+        self.status.send_replace(ServingStatus::NotServing);
     }
 }
 
-async fn follow(replica: &Replica, reporter: &HealthReporter) {
+/// The health of the process, which has it as long as it answers, and of [`READINESS`].
+struct Statuses {
+    readiness: watch::Receiver<ServingStatus>,
+}
+
+#[tonic::async_trait]
+impl Health for Statuses {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let status = match &*request.get_ref().service {
+            "" => ServingStatus::Serving,
+            READINESS => *self.readiness.borrow(),
+            _ => return Err(Status::not_found("")),
+        };
+        Ok(Response::new(response(status)))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    /// Sends the status and each change of it. A service that is not known is SERVICE_UNKNOWN, as
+    /// the protocol says, and stays so: none is added while the server runs.
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let constant = |status| once(Ok(response(status))).chain(pending());
+        Ok(Response::new(match &*request.get_ref().service {
+            "" => Box::pin(constant(ServingStatus::Serving)),
+            READINESS => {
+                let statuses = WatchStream::new(self.readiness.clone());
+                Box::pin(statuses.map(|status| Ok(response(status))))
+            }
+            _ => Box::pin(constant(ServingStatus::ServiceUnknown)),
+        }))
+    }
+}
+
+fn response(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+async fn follow(replica: &Replica, status: &watch::Sender<ServingStatus>) {
     let mut ready = false;
     let mut looks = time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
@@ -95,29 +136,27 @@ async fn follow(replica: &Replica, reporter: &HealthReporter) {
         }
         ready = held;
         if ready {
-            tell(reporter, ServingStatus::Serving).await;
+            status.send_replace(ServingStatus::Serving);
             info!("ready");
         } else {
-            tell(reporter, ServingStatus::NotServing).await;
+            status.send_replace(ServingStatus::NotServing);
             warn!("not ready: the lease has ended, and the store does not answer");
         }
     }
 }
 
-async fn tell(reporter: &HealthReporter, status: ServingStatus) {
-    reporter.set_service_status(READINESS, status).await;
-}
-
 /// Answers what comes to the port of probes, until the handle is dropped: on the current runtime, so
 /// that it does whatever comes to the serving threads.
 pub fn answer(port: TcpListener, health: Routes, term: Term) -> AbortOnDropHandle<()> {
+    let health = Infrastructure::new(health, term.stop.clone());
     AbortOnDropHandle::new(task::spawn(async move {
         let mut open = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = port.accept() => match accepted {
-                    Ok((stream, _)) if open.len() < PROBES_MAX => {
-                        let service = TowerToHyperService::new(health.clone());
+                    Ok((stream, peer)) if open.len() < PROBES_MAX => {
+                        let probes = health.for_probes(Peer::new(peer.ip(), None));
+                        let service = TowerToHyperService::new(probes);
                         let term = term.clone();
                         let plain = async |stream, _| Ok(stream);
                         open.spawn(async move {
@@ -153,7 +192,7 @@ pub async fn ask(config: &Config) -> Result<(), StartError> {
         .await
         .map_err(|_| StartError::NotReady("it does not answer"))?;
     match answer.into_inner().status() {
-        health_check_response::ServingStatus::Serving => Ok(()),
+        ServingStatus::Serving => Ok(()),
         _ => Err(StartError::NotReady("it says that it is not")),
     }
 }

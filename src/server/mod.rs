@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     domain::clock::{Clock as _, SystemClock},
-    grpc::{Calls, DESCRIPTORS, Doors, House, MESSAGE_MAX, trace::TraceLayer},
+    grpc::{Calls, DESCRIPTORS, Doors, House, Infrastructure, MESSAGE_MAX, trace::TraceLayer},
     meter::Tell,
     service::{
         cache::Cache,
@@ -196,7 +196,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     };
 
     let warm_keys = config.warm_keys.min(config.cache_keys);
-    let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys).await;
+    let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys);
     let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
     // Until the very end: probes are to see that it stops.
     let term = Term::new(config, &cut);
@@ -205,7 +205,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         .map(|port| health::answer(port, health.clone(), term));
     let house = House::new(
         doors,
-        with_reflection(health)?,
+        Infrastructure::new(with_reflection(health)?, stop.clone()),
         TraceLayer::new(telemetry.tracing()),
     );
     let term = Term::new(config, &stop);

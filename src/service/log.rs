@@ -4,10 +4,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::refused::{Refused, in_view};
+use super::{
+    quota::Quota,
+    refused::{Refused, in_view},
+};
 use crate::{
     domain::{
         caller::{Action, Caller, Principal},
@@ -26,13 +29,15 @@ const BATCH: u32 = 200;
 const AHEAD: usize = 64;
 /// How many may follow at once: each of them looks by itself.
 const FOLLOWERS_MAX: usize = 256;
+/// The most of them by one caller, so that none keeps the others out.
+const FOLLOWERS_MAX_PER_CALLER: usize = 16;
 
 /// Reads the log.
 pub struct Log {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     grown: watch::Receiver<i64>,
-    followers: Arc<Semaphore>,
+    followers: Arc<Quota<Principal>>,
 }
 
 impl Log {
@@ -43,7 +48,7 @@ impl Log {
             store,
             clock,
             grown,
-            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            followers: Quota::new(FOLLOWERS_MAX, FOLLOWERS_MAX_PER_CALLER),
         }
     }
 
@@ -68,9 +73,8 @@ impl Log {
         stop: CancellationToken,
     ) -> Result<(LogPosition, mpsc::Receiver<Result<Event, Refused>>), Refused> {
         in_view(&watch.caller, watch.tenant.clone(), Action::EventsRead)?;
-        let followers = Arc::clone(&self.followers);
-        let inside = followers.try_acquire_owned();
-        let inside = inside.map_err(|_| Refused::Followed)?;
+        let place = self.followers.try_take(&watch.caller.principal);
+        let place = place.ok_or(Refused::Followed)?;
         let position = self.store.position().await?;
         watch.admit(&position)?;
         watch.store_id = Some(position.store_id.clone());
@@ -83,7 +87,7 @@ impl Log {
             sender,
         };
         tokio::spawn(async move {
-            let _inside = inside;
+            let _place = place;
             stop.run_until_cancelled(follower.run()).await
         });
         Ok((position, receiver))

@@ -13,6 +13,8 @@ pub mod keyring;
 pub mod lease;
 pub mod log;
 pub mod pepper_check;
+pub mod presence;
+pub mod quota;
 pub mod refused;
 pub mod repepper;
 pub mod replica;

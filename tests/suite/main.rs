@@ -1,6 +1,7 @@
 //! Everything but the pure rules, through the real port of the real server.
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+mod attack_calls;
 mod callers;
 mod container;
 mod contract_admin;

@@ -24,10 +24,10 @@ use crate::{
 /// More than are carried out at once, over some connections.
 const CALLS: usize = 1600;
 const CONNECTIONS: usize = 4;
-/// How many are carried out at once.
-const ROOM: usize = 1024;
-/// How many may follow the log at once.
-const FOLLOWERS: usize = 256;
+/// The most calls of one caller that are carried out at once.
+const ROOM: usize = 256;
+/// The most followers of the log by one caller.
+const FOLLOWERS: usize = 16;
 const DEADLINE: Duration = Duration::from_mins(1);
 
 fn put_owner(name: &str) -> PutOwnerRequest {

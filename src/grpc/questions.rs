@@ -1,0 +1,133 @@
+//! The requests of a stream that is answered one by one.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use http_body::{Body as HttpBody, Frame};
+use pin_project_lite::pin_project;
+use prost::bytes::{Bytes, BytesMut};
+use tokio::time::{self, Sleep};
+use tonic::Status;
+
+use super::{MESSAGE_MAX, budget::Charge, intake::REQUEST_MAX, outgoing::Sent, unary::HEAD};
+
+/// The turn in a stream: one message in, and the next only once its answer is sent.
+#[derive(Clone, Default)]
+pub(super) struct Turn(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    answering: AtomicBool,
+    asker: Mutex<Option<Waker>>,
+}
+
+impl Sent for Turn {
+    fn sent(&self) {
+        self.0.answering.store(false, Ordering::Release);
+        let asker = self.0.asker.lock();
+        let asker = asker.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(asker) = asker {
+            asker.wake();
+        }
+    }
+}
+
+impl Turn {
+    /// Waits until no answer is under way.
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let asker = self.0.asker.lock();
+        *asker.unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        if self.0.answering.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+pin_project! {
+    /// A body that gives one message at a time. It ends when the next message is not complete within
+    /// the time that a request may take, counted from the end of the answer before.
+    pub(super) struct Questions<B> {
+        #[pin]
+        inner: B,
+        turn: Turn,
+        read: BytesMut,
+        charge: Charge,
+        patience: Pin<Box<Sleep>>,
+        inner_ended: bool,
+    }
+}
+
+impl<B> Questions<B> {
+    pub(super) fn new(inner: B, turn: Turn, charge: Charge) -> Self {
+        Self {
+            inner,
+            turn,
+            read: BytesMut::new(),
+            charge,
+            patience: Box::pin(time::sleep(REQUEST_MAX)),
+            inner_ended: false,
+        }
+    }
+}
+
+impl<B: HttpBody<Data = Bytes>> HttpBody for Questions<B> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut this = self.project();
+        ready!(this.turn.poll(cx));
+        loop {
+            if let Some(length) = first(this.read) {
+                this.turn.0.answering.store(true, Ordering::Release);
+                this.patience.set(time::sleep(REQUEST_MAX));
+                let message = this.read.split_to(length).freeze();
+                return Poll::Ready(Some(Ok(Frame::data(message))));
+            }
+            if *this.inner_ended {
+                let rest = this.read.split().freeze();
+                let rest = (!rest.is_empty()).then(|| Ok(Frame::data(rest)));
+                return Poll::Ready(rest);
+            }
+            match this.inner.as_mut().poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    let before = this.read.capacity();
+                    this.read.extend_from_slice(&data);
+                    this.charge
+                        .grow_by(this.read.capacity().saturating_sub(before))?;
+                }
+                Poll::Ready(Some(Err(_)) | None) => *this.inner_ended = true,
+                Poll::Pending => {
+                    ready!(this.patience.as_mut().poll(cx));
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+}
+
+/// Returns the length of the first message with its head, once it is there. One that is longer than
+/// a message may be counts as soon as that is known.
+fn first(read: &[u8]) -> Option<usize> {
+    let head = read.get(1..HEAD)?.try_into().ok()?;
+    let length = u32::from_be_bytes(head) as usize;
+    let whole = if length > MESSAGE_MAX {
+        HEAD
+    } else {
+        HEAD + length
+    };
+    (read.len() >= whole).then_some(whole)
+}
