@@ -12,6 +12,7 @@ pub mod gate;
 pub mod keyring;
 pub mod lease;
 pub mod log;
+pub mod presence;
 pub mod refused;
 pub mod repepper;
 pub mod replica;
