@@ -78,7 +78,7 @@ pub enum TenantSet {
 }
 
 /// What a caller is known by.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Principal {
     /// The admin token, or this program itself.
     Admin,

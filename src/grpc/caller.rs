@@ -22,6 +22,7 @@ use crate::{
     },
     service::{
         cache::Voucher,
+        context::CallContext,
         refused::Refused,
         validator::{Decision, Known, Question},
     },
@@ -116,6 +117,21 @@ impl Doors {
         Ok(Caller {
             trace_id: trace_id(request.metadata().as_ref()),
             ..caller
+        })
+    }
+
+    /// Returns the caller with its presence, for a call that is dropped once the caller is gone.
+    ///
+    /// # Errors
+    /// As [`Doors::identify`].
+    pub(super) async fn context<T: Sync>(
+        &self,
+        request: &Request<T>,
+        action: Action,
+    ) -> Result<CallContext, Status> {
+        Ok(CallContext {
+            caller: self.identify(request, action).await?,
+            presence: request.extensions().get().cloned().unwrap_or_default(),
         })
     }
 

@@ -7,6 +7,7 @@
 mod admin;
 mod argon;
 mod pepper;
+mod requester;
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 use crate::{
     domain::{
+        caller::Principal,
         key::{Mac, Verifier},
         token::{Plaintext, Presented},
     },
@@ -25,6 +27,7 @@ pub use admin::{AdminToken, TooShort};
 use argon::Argon;
 pub use argon::{HashCost, InvalidHashCost};
 pub use pepper::{PepperError, Peppers};
+use requester::Requester;
 
 /// More hashing is asked for than this machine can do; later it may be able to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -58,21 +61,22 @@ pub struct Secrets {
 
 impl Tell for Secrets {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
-        let (crowd, work) = (self.argon.crowd(), self.work());
-        page.gauge(
+        let (load, work) = (self.argon.load(), self.work());
+        let by_purpose = || Requester::PURPOSES.into_iter().zip(load);
+        page.gauges(
             "gatekey_argon2_running",
-            "Argon2 hashes that are being made",
-            crowd.inside,
+            "Argon2 hashes that are being made, by purpose",
+            by_purpose().map(|(purpose, load)| ([("purpose", purpose)], load.running)),
         )?;
-        page.gauge(
+        page.gauges(
             "gatekey_argon2_queued",
-            "Argon2 hashes that wait for a core",
-            crowd.waiting,
+            "Argon2 hashes that wait for a core, by purpose",
+            by_purpose().map(|(purpose, load)| ([("purpose", purpose)], load.waiting)),
         )?;
-        page.counter(
+        page.counters(
             "gatekey_argon2_refused_total",
-            "Argon2 hashes that were refused, for too many waited",
-            crowd.refused,
+            "Argon2 hashes that were refused because too many were waiting, by purpose",
+            by_purpose().map(|(purpose, load)| ([("purpose", purpose)], load.refused)),
         )?;
         page.counter(
             "gatekey_argon2_hashes_total",
@@ -114,13 +118,14 @@ impl Secrets {
         }
     }
 
-    /// Makes the verifier of a new key. Takes about 13 ms at the default cost.
+    /// Makes the verifier of a new key for `issuer`. Takes about 13 ms at the default cost, and the
+    /// wait for a turn among all issuers; dropped while it waits, it hashes nothing.
     ///
     /// # Errors
     /// [`Busy`] when too many are waiting already.
-    pub async fn seal(&self, plaintext: &Plaintext) -> Result<Verifier, Busy> {
+    pub async fn seal(&self, plaintext: &Plaintext, issuer: &Principal) -> Result<Verifier, Busy> {
         Ok(Verifier {
-            phc: self.argon.hash(plaintext.expose()).await?,
+            phc: self.argon.hash(plaintext.expose(), issuer.clone()).await?,
             mac: self.fresh_mac(plaintext.expose()),
         })
     }
@@ -142,7 +147,9 @@ impl Secrets {
             let right = value.ct_eq(&stored.value).into();
             return Ok(self.proof(right, &stored.pepper_id, whole));
         }
-        let right = self.argon.verify(whole, verifier.phc.clone()).await?;
+        let requester = Requester::KnownId(presented.id());
+        let verifying = self.argon.verify(whole, verifier.phc.clone(), requester);
+        let right = verifying.await?;
         Ok(self.proof(right, "", whole))
     }
 
@@ -162,7 +169,8 @@ impl Secrets {
     }
 
     /// Whether a presented key, whose memory MAC is `mac`, is the expected one. A wrong one takes
-    /// the same work as one that nothing is known of (`None`).
+    /// the same hash operations as one that nothing is known of (`None`); how long it waits for
+    /// them may differ, because they wait in separate lanes.
     ///
     /// # Errors
     /// [`Busy`] when that work is argon2 and too many are waiting for it already.
@@ -176,7 +184,11 @@ impl Secrets {
         let compared = mac.ct_eq(expected.unwrap_or(&[0; 32]));
         let right = bool::from(compared) && expected.is_some();
         if !right && self.peppers.current().is_none() {
-            let work = self.argon.verify_nothing(presented.expose());
+            let requester = match expected {
+                Some(_) => Requester::KnownId(presented.id()),
+                None => Requester::UnknownId,
+            };
+            let work = self.argon.verify_nothing(presented.expose(), requester);
             // Apart, so that a hit has little to carry.
             Box::pin(work).await?;
         }
@@ -216,7 +228,7 @@ mod tests {
 
     async fn minted(secrets: &Secrets) -> (Plaintext, Verifier) {
         let (_, plaintext) = Plaintext::mint("gk", &mut rand::rng());
-        let verifier = secrets.seal(&plaintext).await.unwrap();
+        let verifier = secrets.seal(&plaintext, &Principal::Admin).await.unwrap();
         (plaintext, verifier)
     }
 
