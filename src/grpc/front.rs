@@ -29,12 +29,16 @@ use super::{
     calls::Call,
     complete::complete,
     ending::Ending,
+    patience::deadline,
     proto::ValidateRequest,
     status,
     trace::{Trace, TraceLayer},
     unary::{self, Read, Reply},
 };
-use crate::meter::{Page, Tell};
+use crate::{
+    meter::{Page, Tell},
+    service::presence::Presence,
+};
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
 /// Health and reflection, which take no room from others.
@@ -136,6 +140,9 @@ where
             });
         }
         let front = self.clone();
+        let (presence, guard) = Presence::new(deadline(request.headers()));
+        let mut request = request;
+        request.extensions_mut().insert(presence);
         Box::pin(async move {
             // Whole first, so that who sends slowly keeps nobody out.
             let request = unary::whole(request).await;
@@ -144,6 +151,7 @@ where
             };
             let answer = front.carry_out(request.map(Body::new)).await;
             drop(inside);
+            guard.answered();
             Ok(call.ends_with(complete(answer)))
         })
     }
@@ -174,6 +182,7 @@ impl Tell for House {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         self.doors.calls.tell(page)?;
         self.doors.validator.tell(page)?;
+        self.doors.keyring.tell(page)?;
         self.doors.replica.tell(page)?;
         self.doors.usage.tell(page)
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
+use tonic::{codegen::http::HeaderMap, metadata::MetadataMap};
 
 /// What is kept of a caller's patience for the answer's way back, at most.
 const WAY_BACK: Duration = Duration::from_millis(100);
@@ -29,6 +29,12 @@ impl Patience {
     pub(super) fn left(self) -> Option<Duration> {
         self.until.map(|until| until - Instant::now())
     }
+}
+
+/// Returns the deadline of a call that begins now with these headers.
+pub(super) fn deadline(headers: &HeaderMap) -> Option<Instant> {
+    let timeout = headers.get("grpc-timeout")?.to_str().ok()?;
+    Instant::now().checked_add(parse(timeout)?)
 }
 
 /// A `grpc-timeout`: at most eight digits and a unit, by gRPC's protocol over HTTP/2.
