@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod callers;
+mod cancelled;
 mod container;
 mod contract_admin;
 mod contract_errors;
@@ -14,6 +15,7 @@ mod contract_validate;
 mod decisions;
 mod durability;
 mod explained;
+mod fairness;
 mod flood;
 mod floors;
 mod helm;
