@@ -20,6 +20,7 @@ use tokio::{task::JoinSet, time};
 use tonic::{Code, Status};
 
 use crate::{
+    cancelled::DEFAULT_COST,
     flood::resident,
     indistinguishable::unknown,
     inside::Inside,
@@ -36,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const CALLS: usize = 64;
 const CONNECTIONS: usize = 4;
 /// The wait of a caller that was refused.
-const BACKOFF: Duration = Duration::from_millis(50);
+const BACKOFF: Duration = Duration::from_millis(200);
 /// The longest that an admin's RevokeKey may take under each of the loads.
 const REVOKE_MAX: Duration = Duration::from_secs(1);
 /// Keys that are written past gatekey: more than a dry run counts.
@@ -89,6 +90,7 @@ on_both_engines! {
 async fn without_a_pepper_strangers_starve_neither_issuers_nor_known_keys() {
     let server = Gatekey::sqlite()
         .env("GATEKEY_PEPPER_FILE", "none")
+        .env("GATEKEY_ARGON2", DEFAULT_COST)
         .start()
         .await;
     server
@@ -102,6 +104,7 @@ async fn without_a_pepper_strangers_starve_neither_issuers_nor_known_keys() {
 async fn without_a_pepper_one_issuer_starves_neither_others_nor_known_keys() {
     let server = Gatekey::sqlite()
         .env("GATEKEY_PEPPER_FILE", "none")
+        .env("GATEKEY_ARGON2", DEFAULT_COST)
         .start()
         .await;
     issue_under(&server, "CreateKeys", |client, _| Box::pin(create(client))).await;
@@ -178,6 +181,7 @@ impl Attack {
 async fn stored(setup: &Setup) -> (Gatekey, Client, String) {
     let setup = setup.clone().env("GATEKEY_LOG", "info");
     let setup = setup.env("GATEKEY_METRICS_LISTEN", "127.0.0.1:0");
+    let setup = setup.env("GATEKEY_ARGON2", DEFAULT_COST);
     let server = setup.start().await;
     let (_, narrow) = server.admin().await.issue("system", &["default:*"]).await;
     // A running server would wait for the events of these revisions.

@@ -24,8 +24,8 @@ use crate::{
 /// More than are carried out at once, over some connections.
 const CALLS: usize = 1600;
 const CONNECTIONS: usize = 4;
-/// How many are carried out at once.
-const ROOM: usize = 1024;
+/// Changes of one caller that run (two) and wait while changes are held.
+const ROOM: usize = 2 + 256;
 /// How many may follow the log at once.
 const FOLLOWERS: usize = 256;
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -90,7 +90,8 @@ on_both_engines! {
             let Err(status) = answer.expect("it does not panic") else { continue };
             assert!(status.get_details_retry_info().is_some(), "{status:?}");
             if status.code() == Code::ResourceExhausted {
-                assert_eq!(error_reason(&status), "CALLS_BUSY");
+                let reason = error_reason(&status);
+                assert!(["CALLS_BUSY", "CHANGES_BUSY"].contains(&&*reason), "{status:?}");
                 refused += 1;
             } else {
                 // It waited for its turn longer than one may.

@@ -45,7 +45,7 @@ const CHANGES: Bounds = Bounds {
 };
 /// Long reads at once, at most; the other connections are left to short ones.
 const READS_MAX: usize = 4;
-/// The longest wait for a turn: then the database is too slow, or too much is asked of it.
+/// The longest wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The least and the most time that is kept of a deadline for the COMMIT and the answer's way back.
@@ -91,9 +91,11 @@ impl Turns {
     /// Waits for the turn of a change. It lasts until the permit is dropped.
     pub(super) async fn change(&self, context: &CallContext, lane: Lane) -> Result<Turn, Refused> {
         let principal = context.caller.principal.clone();
-        let entering = in_time(self.changes.enter(lane as usize, principal));
+        let entering = time::timeout(PATIENCE, self.changes.enter(lane as usize, principal));
         let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
-        entered?.map_err(|_| Refused::ChangesBusy)
+        // Changes are short: one that waits for so long waits for a database that does not answer.
+        let entered = entered.map_err(|late| StoreError::Unavailable(late.into()))?;
+        entered.map_err(|_| Refused::ChangesBusy)
     }
 
     /// Runs a long read in turn.
@@ -103,9 +105,11 @@ impl Turns {
         read: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Refused> {
         let principal = context.caller.principal.clone();
-        let entering = in_time(self.reads.enter(0, principal));
+        let entering = time::timeout(PATIENCE, self.reads.enter(0, principal));
         let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
-        let _permit = entered?.map_err(|_| Refused::ReadsBusy)?;
+        let Ok(Ok(_permit)) = entered else {
+            return Err(Refused::ReadsBusy);
+        };
         Ok(read.await?)
     }
 
@@ -116,12 +120,6 @@ impl Turns {
         }
         work
     }
-}
-
-/// Bounds the wait for a turn.
-async fn in_time<T>(entering: impl Future<Output = T>) -> Result<T, StoreError> {
-    let entered = time::timeout(PATIENCE, entering).await;
-    entered.map_err(|late| StoreError::Unavailable(late.into()))
 }
 
 impl Tell for Turns {
@@ -152,7 +150,7 @@ impl Tell for Turns {
         let abandoned = STAGES.into_iter().zip(self.abandoned.read());
         page.counters(
             "gatekey_admin_abandoned_total",
-            "Changes that were dropped because their caller was gone, by stage",
+            "Administrative calls that were dropped because their caller was gone, by stage",
             abandoned.map(|(stage, count)| ([("stage", stage)], count)),
         )
     }
