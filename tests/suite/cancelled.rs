@@ -247,7 +247,7 @@ async fn rotate_in_little_time(setup: &Setup) {
     );
     assert!(late > ROTATIONS / 10, "hardly any deadline was too short");
     assert!(
-        lost * 20 <= ROTATIONS,
+        lost * 10 <= ROTATIONS,
         "{lost} rotations were made for nobody"
     );
     assert_old_key_is_whole(&admin, current).await;
