@@ -25,6 +25,7 @@ use crate::{
     },
     service::{
         cache::Voucher,
+        context::CallContext,
         refused::Refused,
         validator::{Decision, Known, Question},
     },
@@ -161,6 +162,21 @@ impl Doors {
         peer.identified(&*caller.actor);
         let trace_id = trace_id(headers);
         permitted(Caller { trace_id, ..caller }, action)
+    }
+
+    /// Returns the caller with its presence, for a call that is dropped once the caller is gone.
+    ///
+    /// # Errors
+    /// As [`Doors::identify`].
+    pub(super) async fn context<T: Sync>(
+        &self,
+        request: &Request<T>,
+        action: Action,
+    ) -> Result<CallContext, Status> {
+        Ok(CallContext {
+            caller: self.identify(request, action).await?,
+            presence: request.extensions().get().cloned().unwrap_or_default(),
+        })
     }
 
     /// Who asks about a key.

@@ -418,6 +418,7 @@ impl Tell for House {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         self.shared.doors.calls.tell(page)?;
         self.shared.doors.validator.tell(page)?;
+        self.shared.doors.keyring.tell(page)?;
         self.shared.doors.replica.tell(page)?;
         self.shared.doors.usage.tell(page)
     }

@@ -37,13 +37,13 @@ impl KeyService for Doors {
         request: Request<CreateKeyRequest>,
     ) -> Result<Response<CreateKeyResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::KeysCreate).await?;
+        let context = self.context(&request, Action::KeysCreate).await?;
         let new = parse_new_key(request.into_inner(), self.clock.now())?;
         let Issued {
             key,
             plaintext,
             replaced,
-        } = self.keyring.create(&caller, new).await?;
+        } = self.keyring.create(&context, new).await?;
         if replaced {
             // There is no field to say how that went: it is in the old keys' own answers.
             self.enforced(key.revision, patience).await;
@@ -74,7 +74,7 @@ impl KeyService for Doors {
         &self,
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        let caller = self.identify(&request, Action::KeysList).await?;
+        let context = self.context(&request, Action::KeysList).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let query = KeyQuery {
@@ -89,7 +89,7 @@ impl KeyService for Doors {
         fields.check()?;
         let listed = self
             .keyring
-            .list_keys(&caller, &query, &page.and_one())
+            .list_keys(&context, &query, &page.and_one())
             .await?;
         let now = self.clock.now();
         let (keys, mut next_page_token) = convert::list(
@@ -113,13 +113,13 @@ impl KeyService for Doors {
         request: Request<RevokeKeyRequest>,
     ) -> Result<Response<RevokeKeyResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::KeysRevoke).await?;
+        let context = self.context(&request, Action::KeysRevoke).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.tenant_id("tenant_id", request.tenant_id);
         let reason = fields.text("reason", request.reason);
         let id = parse_key_id(fields, &request.key_id)?;
-        let (key, since) = self.keyring.revoke(&caller, &tenant, id, reason).await?;
+        let (key, since) = self.keyring.revoke(&context, &tenant, id, reason).await?;
         let enforcement = self.enforced(since, patience).await;
         Ok(Response::new(RevokeKeyResponse {
             key: Some(convert::key(key, self.clock.now())),
@@ -132,27 +132,34 @@ impl KeyService for Doors {
         request: Request<RevokeKeysRequest>,
     ) -> Result<Response<RevokeKeysResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::KeysRevoke).await?;
+        let context = self.context(&request, Action::KeysRevoke).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.tenant_id("tenant_id", request.tenant_id);
         let owner = fields.optional_owner_id("owner_id", request.owner_id);
         let reason = fields.text("reason", request.reason);
         fields.check()?;
-        let dry_run = request.dry_run;
+        if request.dry_run {
+            let counting = self
+                .keyring
+                .count_living(&context, &tenant, owner.as_deref());
+            let (count, count_capped) = counting.await?;
+            return Ok(Response::new(RevokeKeysResponse {
+                revoked_count: i32::try_from(count).unwrap_or(i32::MAX),
+                count_capped,
+                ..RevokeKeysResponse::default()
+            }));
+        }
         let revoked = self
             .keyring
-            .revoke_all(&caller, &tenant, owner, reason, dry_run)
+            .revoke_all(&context, &tenant, owner, reason)
             .await?;
-        let enforcement = if dry_run {
-            None
-        } else {
-            Some(self.enforced(revoked.since, patience).await)
-        };
+        let enforcement = self.enforced(revoked.since, patience).await;
         Ok(Response::new(RevokeKeysResponse {
             revoked_count: i32::try_from(revoked.count).unwrap_or(i32::MAX),
-            enforcement,
+            enforcement: Some(enforcement),
             revision: revoked.revision.unwrap_or_default(),
+            count_capped: false,
         }))
     }
 
@@ -161,7 +168,7 @@ impl KeyService for Doors {
         request: Request<RotateKeyRequest>,
     ) -> Result<Response<RotateKeyResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::KeysRotate).await?;
+        let context = self.context(&request, Action::KeysRotate).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
@@ -181,7 +188,7 @@ impl KeyService for Doors {
         let id = parse_key_id(fields, &request.key_id)?;
         let Issued { key, plaintext, .. } = self
             .keyring
-            .rotate(&caller, tenant.as_deref(), id, rotation)
+            .rotate(&context, tenant.as_deref(), id, rotation)
             .await?;
         let enforcement = self.enforced(key.revision, patience).await;
         Ok(Response::new(RotateKeyResponse {
@@ -244,7 +251,7 @@ impl KeyService for Doors {
         request: Request<UpdateKeyRequest>,
     ) -> Result<Response<UpdateKeyResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::KeysUpdate).await?;
+        let context = self.context(&request, Action::KeysUpdate).await?;
         let request = request.into_inner();
         let key = request.key.unwrap_or_default();
         let paths = request.update_mask.unwrap_or_default().paths;
@@ -255,7 +262,7 @@ impl KeyService for Doors {
         let id = checked(fields, id)?;
         let key = self
             .keyring
-            .update(&caller, tenant.as_deref(), id, patch)
+            .update(&context, tenant.as_deref(), id, patch)
             .await?;
         let enforcement = self.enforced(key.revision, patience).await;
         Ok(Response::new(UpdateKeyResponse {

@@ -22,9 +22,9 @@ impl OwnerService for Doors {
         request: Request<PutOwnerRequest>,
     ) -> Result<Response<PutOwnerResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::OwnersWrite).await?;
+        let context = self.context(&request, Action::OwnersWrite).await?;
         let owner = parse_owner(request.into_inner().owner.unwrap_or_default())?;
-        let owner = self.keyring.put_owner(&caller, owner).await?;
+        let owner = self.keyring.put_owner(&context, owner).await?;
         let enforcement = self.enforced(owner.revision, patience).await;
         Ok(Response::new(PutOwnerResponse {
             owner: Some(convert::owner(owner)),
@@ -78,10 +78,10 @@ impl OwnerService for Doors {
         request: Request<DeleteOwnerRequest>,
     ) -> Result<Response<DeleteOwnerResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::OwnersWrite).await?;
+        let context = self.context(&request, Action::OwnersWrite).await?;
         let request = request.into_inner();
         let (tenant, owner) = parse_name(request.tenant_id, request.owner_id)?;
-        let owner = self.keyring.delete_owner(&caller, &tenant, &owner).await?;
+        let owner = self.keyring.delete_owner(&context, &tenant, &owner).await?;
         let enforcement = self.enforced(owner.revision, patience).await;
         Ok(Response::new(DeleteOwnerResponse {
             owner: Some(convert::owner(owner)),

@@ -231,6 +231,16 @@ impl From<Undecided> for Status {
     }
 }
 
+impl From<Gone> for Status {
+    fn from(gone: Gone) -> Self {
+        let (code, reason) = match gone {
+            Gone::Left => (Code::Cancelled, "CANCELLED"),
+            Gone::DeadlinePassed => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        };
+        status(code, reason, &gone.to_string())
+    }
+}
+
 impl From<Busy> for Status {
     fn from(busy: Busy) -> Self {
         retry_later(Code::ResourceExhausted, "HASHING_BUSY", &busy.to_string())
@@ -264,6 +274,13 @@ impl From<Refused> for Status {
             Refused::Followed => {
                 return retry_later(Code::ResourceExhausted, "STREAMS_BUSY", &message);
             }
+            Refused::ChangesBusy => {
+                return retry_later(Code::ResourceExhausted, "CHANGES_BUSY", &message);
+            }
+            Refused::ReadsBusy => {
+                return retry_later(Code::ResourceExhausted, "READS_BUSY", &message);
+            }
+            Refused::Gone(gone) => return gone.into(),
             Refused::Store(error) => return error.into(),
             Refused::Rules(rules) => return of_rules(&rules, message),
             Refused::RequestRepeated(first) => {

@@ -28,9 +28,9 @@ impl TenantService for Doors {
         request: Request<PutTenantRequest>,
     ) -> Result<Response<PutTenantResponse>, Status> {
         let patience = Patience::of(request.metadata());
-        let caller = self.identify(&request, Action::TenantsWrite).await?;
+        let context = self.context(&request, Action::TenantsWrite).await?;
         let tenant = parse_tenant(request.into_inner().tenant.unwrap_or_default())?;
-        let tenant = self.keyring.put_tenant(&caller, tenant).await?;
+        let tenant = self.keyring.put_tenant(&context, tenant).await?;
         let enforcement = self.enforced(tenant.revision, patience).await;
         Ok(Response::new(PutTenantResponse {
             tenant: Some(convert::tenant(tenant)),

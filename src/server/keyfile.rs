@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::{
@@ -76,6 +77,10 @@ pub async fn read(
 
     let path = &config.pepper_file;
     let peppers = if path.as_os_str() == NO_PEPPER {
+        warn!(
+            "GATEKEY_PEPPER_FILE=none is for trials: the first use of each key and every guess \
+             cost an Argon2 hash; in production, give a pepper file"
+        );
         Peppers::none()
     } else {
         let unused = store.pepper_checks().await?.is_empty();

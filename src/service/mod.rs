@@ -7,8 +7,9 @@
 //! each other.
 
 pub mod cache;
+pub mod context;
+pub mod fair_queue;
 pub mod fault;
-pub mod gate;
 pub mod keyring;
 pub mod lease;
 pub mod log;

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::secret::Busy;
+use super::{presence::Gone, secret::Busy};
 use crate::{
     domain::{
         caller::{Action, Caller, Right, TenantSet},
@@ -60,6 +60,13 @@ pub enum Refused {
     OtherStore(String),
     #[error("too many follow the log at once")]
     Followed,
+    #[error("too many changes are waiting for the database")]
+    ChangesBusy,
+    #[error("too many lists and dry runs are waiting for the database")]
+    ReadsBusy,
+    /// Nobody waits for the answer any more, and nothing was changed.
+    #[error(transparent)]
+    Gone(#[from] Gone),
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error(transparent)]

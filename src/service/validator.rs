@@ -12,7 +12,7 @@ use tokio::time;
 
 use super::{
     cache::{Cache, Entry, Look, Place, Voucher},
-    gate::Gate,
+    fair_queue::{Bounds, FairQueue},
     repepper::Repepper,
     secret::{Busy, Proof, Secrets},
 };
@@ -62,7 +62,8 @@ pub enum Decision {
     Missing,
     /// It is not shaped like a key, or its checksum is wrong.
     Malformed,
-    /// An unknown id, a wrong secret or a key out of view: one answer, for the same work.
+    /// An unknown id, a wrong secret or a key out of view: one answer, after the same hash
+    /// operations.
     NotFound,
     /// The secret is right, and still the key is refused.
     Refused(Known, Refusal),
@@ -102,7 +103,7 @@ pub struct Validator {
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
     repepper: Repepper,
-    loads: Gate,
+    loads: FairQueue<(), 1>,
 }
 
 impl Validator {
@@ -115,7 +116,12 @@ impl Validator {
         clock: Arc<dyn Clock>,
         repepper: Repepper,
     ) -> Self {
-        let loads = Gate::new(store.loads_at_once(), LOADS_WAITING);
+        let bounds = Bounds {
+            running: store.loads_at_once(),
+            waiting: LOADS_WAITING,
+            waiting_each: LOADS_WAITING,
+        };
+        let loads = FairQueue::new(bounds, &[0]);
         Self {
             store,
             secrets,
@@ -188,7 +194,7 @@ impl Validator {
     }
 
     /// What is known of a presented key, once its secret is proven. `None`: there is no such key,
-    /// or the secret is wrong; both take the same work.
+    /// or the secret is wrong; both take the same hash operations.
     async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
         let mac = self.secrets.memory_mac(presented);
         match self.cache.get(presented.id(), &*self.clock) {
@@ -278,7 +284,7 @@ impl Validator {
         &self,
         load: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, Undecided> {
-        let entering = in_time(self.loads.enter()).await?;
+        let entering = in_time(self.loads.enter(0, ())).await?;
         let inside = entering.map_err(|_| Undecided::Overloaded)?;
         let load = async move {
             let _inside = inside;
@@ -300,21 +306,21 @@ impl Tell for Validator {
         self.secrets.tell(page)?;
         self.repepper.tell(page)?;
         self.store.tell(page)?;
-        let crowd = self.loads.crowd();
+        let [load] = self.loads.load();
         page.gauge(
             "gatekey_loads_running",
             "Keys that are being loaded for a Validate",
-            crowd.inside,
+            load.running,
         )?;
         page.gauge(
             "gatekey_loads_queued",
             "Loads that wait for their turn",
-            crowd.waiting,
+            load.waiting,
         )?;
         page.counter(
             "gatekey_loads_refused_total",
             "Loads that were refused, for too many waited",
-            crowd.refused,
+            load.refused,
         )
     }
 }

@@ -8,8 +8,8 @@ use opentelemetry::trace::SpanKind;
 use tokio::time::{self, Instant};
 
 use super::{
-    Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
-    PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
+    Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition, Member,
+    Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     retry::{SILENCE, again, in_time},
 };
 use crate::{
@@ -223,6 +223,20 @@ impl<S: Store> Store for Measured<S> {
     ) -> Result<Listed, StoreError> {
         self.calls
             .retried(Call::List, || self.store.list_keys(query, now, page))
+            .await
+    }
+
+    async fn count_living(
+        &self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+        after: i64,
+    ) -> Result<LivingCount, StoreError> {
+        self.calls
+            .retried(Call::List, || {
+                self.store.count_living(tenant, owner, now, after)
+            })
             .await
     }
 

@@ -177,6 +177,14 @@ pub struct Listed {
     pub looked_to: Option<i64>,
 }
 
+/// Living keys in a slice of keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LivingCount {
+    pub living: usize,
+    /// The `created_revision` that the next slice begins after. `None`: there is no further key.
+    pub next: Option<i64>,
+}
+
 /// Which events to list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventQuery {
@@ -240,6 +248,16 @@ pub trait Store: Replicas + Tell {
         now: Timestamp,
         page: &Page,
     ) -> Result<Listed, StoreError>;
+
+    /// Counts the keys that could be used now or once resumed, in a bounded slice of a tenant's keys
+    /// or of one owner's: those created after revision `after`, oldest first.
+    async fn count_living(
+        &self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+        after: i64,
+    ) -> Result<LivingCount, StoreError>;
 
     /// The owner of that name.
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;

@@ -26,8 +26,9 @@ use crate::{
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
-        PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet, column,
+        Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition,
+        Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet,
+        column,
         listing::{self, Param},
         loaders::Loaders,
         text,
@@ -252,6 +253,32 @@ impl Store for SqlStore {
         Ok(Listed {
             looked_to: looked_to.transpose()?.flatten(),
             keys: keys.collect::<Result<_, _>>()?,
+        })
+    }
+
+    async fn count_living(
+        &self,
+        tenant: &str,
+        owner: Option<&str>,
+        now: Timestamp,
+        after: i64,
+    ) -> Result<LivingCount, StoreError> {
+        let sql = owner.map_or(text::COUNT_LIVING, |_| text::COUNT_LIVING_OF_OWNER);
+        let slice = i64::try_from(listing::SLICE).unwrap_or(i64::MAX);
+        let mut count = query(sql)
+            .bind(tenant)
+            .bind(now.as_micros())
+            .bind(after)
+            .bind(slice);
+        if let Some(owner) = owner {
+            count = count.bind(owner);
+        }
+        let row = count.fetch_one(&self.reader).await?;
+        let full = row.try_get::<i64, _>("looked")? == slice;
+        let last: Option<i64> = row.try_get("last")?;
+        Ok(LivingCount {
+            living: usize::try_from(row.try_get::<i64, _>("living")?).unwrap_or_default(),
+            next: last.filter(|_| full),
         })
     }
 

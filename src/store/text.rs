@@ -56,6 +56,22 @@ macro_rules! living {
     };
 }
 
+/// The living keys in a slice of at most `$4` keys of tenant `$1`, created after revision `$3`.
+macro_rules! count_living {
+    ($owner:literal) => {
+        concat!(
+            "SELECT COUNT(*) AS looked, MAX(created_revision) AS last, \
+             COALESCE(SUM(CASE WHEN ",
+            living!(),
+            " THEN 1 ELSE 0 END), 0) AS living \
+             FROM (SELECT tenant_id, created_revision, revoked_at, expires_at FROM keys \
+             WHERE tenant_id = $1 AND created_revision > $3",
+            $owner,
+            " ORDER BY created_revision LIMIT $4) k"
+        )
+    };
+}
+
 macro_rules! revoke {
     () => {
         "UPDATE keys SET revoked_at = $2, revoked_by = $3, revoke_reason = $4, revision = $5 WHERE "
@@ -164,6 +180,8 @@ statements! {
     );
     LIVING_SCOPES =
         concat!("SELECT DISTINCT scopes FROM keys WHERE ", living!(), " AND owner_id = $3");
+    COUNT_LIVING = count_living!("");
+    COUNT_LIVING_OF_OWNER = count_living!(" AND owner_id = $5");
     REVOKE_LIVING = concat!(revoke!(), living!());
     REVOKE_LIVING_OF_OWNER = concat!(revoke!(), living!(), " AND owner_id = $6");
     INSERT_KEY =

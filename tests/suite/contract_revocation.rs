@@ -84,7 +84,7 @@ on_both_engines! {
             dry_run,
         };
         // Bob has one that expired, and two that are active.
-        let dry = RevokeKeysResponse { revoked_count: 2, enforcement: None, revision: 0 };
+        let dry = RevokeKeysResponse { revoked_count: 2, ..RevokeKeysResponse::default() };
         assert_eq!(revoke_all(&admin, ask("bob", true)).await, dry);
         for text in [&keys[1].1, &third_text] {
             assert_eq!(admin.reason(text).await, Reason::Allowed);

@@ -209,7 +209,7 @@ async fn idle(server: &Gatekey) -> Vec<TcpStream> {
 }
 
 /// KiB of memory that the server's process has in use.
-fn resident(server: &Gatekey) -> u64 {
+pub fn resident(server: &Gatekey) -> u64 {
     let path = format!("/proc/{}/status", server.pid());
     let status = fs::read_to_string(path).expect("it runs");
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

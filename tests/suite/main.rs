@@ -3,6 +3,7 @@
 
 mod attack_calls;
 mod callers;
+mod cancelled;
 mod container;
 mod contract_admin;
 mod contract_errors;
@@ -16,6 +17,7 @@ mod decisions;
 mod durability;
 mod explained;
 mod exposition;
+mod fairness;
 mod flood;
 mod floors;
 mod helm;

@@ -31,6 +31,7 @@ use gatekey::{
     },
     service::{
         cache::Cache,
+        context::CallContext,
         fault::{Fault, Faults},
         keyring::{KeyPatch, Keyring},
         repepper::Repepper,
@@ -362,7 +363,7 @@ impl Run {
     /// Revokes the first key, at two processes at once, until one was told that it is enforced.
     async fn revoke(&self) {
         self.pause(15_000).await;
-        let caller = Caller::admin(ADMIN);
+        let caller = CallContext::patient(Caller::admin(ADMIN));
         let id = KNOWN.keys[0].0.key_id;
         while !self.is_over() {
             self.told.lock().unwrap()[0].touched = true;
@@ -384,7 +385,7 @@ impl Run {
 
     /// Narrows and widens what a key may do, by what `change` does.
     async fn toggle(&self, key: usize, of_owner: bool) {
-        let caller = Caller::admin(ADMIN);
+        let caller = CallContext::patient(Caller::admin(ADMIN));
         let mut suspended = false;
         while !self.is_over() {
             self.pause(2_000).await;

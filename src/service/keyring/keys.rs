@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{
-    Keyring,
+    Keyring, Lane, Stage,
     admission::{admit_extension, admit_new, admit_revival, admit_rotation},
     admit_change, admit_grant, admit_key, change,
     detail::{of_ids, of_scopes, of_time},
@@ -23,6 +23,7 @@ use crate::{
         token::{KeyId, Plaintext},
     },
     service::{
+        context::CallContext,
         fault::Fault,
         refused::{Refused, authorize, obey},
     },
@@ -32,6 +33,9 @@ use crate::{
 /// How many keys an event names: its readers take messages of 4 MiB. Which keys the others were is
 /// told by the tenant, the owner and the revision, which stands in each of them.
 const TOLD_MAX: usize = 10_000;
+
+/// The largest number of keys that a dry run counts.
+const COUNT_MAX: usize = 100_000;
 
 /// What a new key is to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,7 +92,7 @@ pub struct Issued {
     pub replaced: bool,
 }
 
-/// What RevokeKeys did, or would do.
+/// What RevokeKeys did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Revoked {
     pub count: usize,
@@ -103,12 +107,12 @@ impl Keyring {
     ///
     /// # Errors
     /// [`Refused::RequestRepeated`], a tenant's rule, and those of every call.
-    pub async fn create(&self, caller: &Caller, new: NewKey) -> Result<Issued, Refused> {
-        authorize(caller, &new.tenant_id, Action::KeysCreate)?;
-        admit_grant(caller, &new.tenant_id, &new.scopes)?;
-        let minted = self.mint(&new.tenant_id).await?;
+    pub async fn create(&self, context: &CallContext, new: NewKey) -> Result<Issued, Refused> {
+        authorize(&context.caller, &new.tenant_id, Action::KeysCreate)?;
+        admit_grant(&context.caller, &new.tenant_id, &new.scopes)?;
+        let minted = self.mint(context, &new.tenant_id).await?;
 
-        let (mut mutation, caller) = self.begin(caller).await?;
+        let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         // Once more: argon2 took its time.
         authorize(caller, &new.tenant_id, Action::KeysCreate)?;
@@ -151,7 +155,7 @@ impl Keyring {
 
         let mut event = key_change(caller, now, EventKind::KeyCreated, &key);
         event.details = issued_details(&key, &replaced);
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(Issued {
             key,
             plaintext: minted.plaintext,
@@ -165,17 +169,17 @@ impl Keyring {
     /// Why the key cannot be rotated, a tenant's rule, and those of every call.
     pub async fn rotate(
         &self,
-        caller: &Caller,
+        context: &CallContext,
         tenant: Option<&str>,
         id: KeyId,
         rotation: Rotation,
     ) -> Result<Issued, Refused> {
         let old = self
-            .find_key(caller, tenant, id, Action::KeysRotate)
+            .find_key(&context.caller, tenant, id, Action::KeysRotate)
             .await?;
-        let minted = self.mint(&old.tenant_id).await?;
+        let minted = self.mint(context, &old.tenant_id).await?;
 
-        let (mut mutation, caller) = self.begin(caller).await?;
+        let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         let now = self.clock.now();
         let mut old = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysRotate).await?;
@@ -216,7 +220,7 @@ impl Keyring {
         event
             .details
             .insert("old_expires_at".to_owned(), of_time(old.expires_at));
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(Issued {
             key: new,
             plaintext: minted.plaintext,
@@ -230,12 +234,12 @@ impl Keyring {
     /// [`Refused::KeyRevoked`], a tenant's rule, and those of every call.
     pub async fn update(
         &self,
-        caller: &Caller,
+        context: &CallContext,
         tenant: Option<&str>,
         id: KeyId,
         patch: KeyPatch,
     ) -> Result<Key, Refused> {
-        let (mut mutation, caller) = self.begin(caller).await?;
+        let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         let mut key = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysUpdate).await?;
         admit_change(caller, &key.tenant_id, &key.scopes)?;
@@ -258,7 +262,7 @@ impl Keyring {
 
         let mut event = key_change(caller, self.clock.now(), EventKind::KeyUpdated, &key);
         event.details = details;
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(key)
     }
 
@@ -269,12 +273,12 @@ impl Keyring {
     /// Those of every call.
     pub async fn revoke(
         &self,
-        caller: &Caller,
+        context: &CallContext,
         tenant: &str,
         id: KeyId,
         reason: String,
     ) -> Result<(Key, i64), Refused> {
-        let (mut mutation, caller) = self.begin(caller).await?;
+        let (mut mutation, caller) = self.begin(context, Lane::Revocation).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
         let mut key =
@@ -301,9 +305,36 @@ impl Keyring {
         event
             .details
             .insert("reason".to_owned(), Value::String(reason));
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         let since = key.revision;
         Ok((key, since))
+    }
+
+    /// Counts the keys that [`Keyring::revoke_all`] would revoke, and says whether there are more.
+    /// It reads without a lock and in short statements, each in the caller's turn.
+    ///
+    /// # Errors
+    /// Those of every call.
+    pub async fn count_living(
+        &self,
+        context: &CallContext,
+        tenant: &str,
+        owner: Option<&str>,
+    ) -> Result<(usize, bool), Refused> {
+        authorize(&context.caller, tenant, Action::KeysRevoke)?;
+        let known = self.store.find_tenant(tenant).await?;
+        known.ok_or(Refused::NoTenant)?;
+        let (now, mut living, mut after) = (self.clock.now(), 0, Some(0));
+        while let Some(from) = after {
+            let counting = self.store.count_living(tenant, owner, now, from);
+            let counted = self.turns.read(context, counting).await?;
+            living += counted.living;
+            if living > COUNT_MAX {
+                return Ok((COUNT_MAX, true));
+            }
+            after = counted.next;
+        }
+        Ok((living, false))
     }
 
     /// Revokes all living keys of a tenant, or of one owner in it: all that are neither revoked
@@ -313,20 +344,19 @@ impl Keyring {
     /// Those of every call.
     pub async fn revoke_all(
         &self,
-        caller: &Caller,
+        context: &CallContext,
         tenant: &str,
         owner: Option<String>,
         reason: String,
-        dry_run: bool,
     ) -> Result<Revoked, Refused> {
-        let (mut mutation, caller) = self.begin(caller).await?;
+        let (mut mutation, caller) = self.begin(context, Lane::Revocation).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
         tenant_in(&mut *mutation, tenant).await?;
         let now = self.clock.now();
         let keys = mutation.list_living(tenant, owner.as_deref(), now).await?;
         let count = keys.len();
-        if dry_run || keys.is_empty() {
+        if keys.is_empty() {
             return Ok(Revoked {
                 count,
                 revision: None,
@@ -349,7 +379,7 @@ impl Keyring {
             ("revoked_count".to_owned(), json!(count)),
             ("key_ids".to_owned(), of_ids(told)),
         ]);
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(Revoked {
             count,
             revision: Some(revision),
@@ -377,12 +407,13 @@ impl Keyring {
     /// Those of every call.
     pub async fn list_keys(
         &self,
-        caller: &Caller,
+        context: &CallContext,
         query: &KeyQuery,
         page: &Page,
     ) -> Result<Listed, Refused> {
-        authorize(caller, &query.tenant_id, Action::KeysList)?;
-        let listed = self.store.list_keys(query, self.clock.now(), page).await?;
+        authorize(&context.caller, &query.tenant_id, Action::KeysList)?;
+        let listing = self.store.list_keys(query, self.clock.now(), page);
+        let listed = self.turns.read(context, listing).await?;
         if listed.keys.is_empty() {
             self.store
                 .find_tenant(&query.tenant_id)
@@ -404,7 +435,7 @@ struct Minted {
 impl Keyring {
     /// Makes a key of this tenant. Done before the mutation begins, for nobody should wait for
     /// argon2.
-    async fn mint(&self, tenant: &str) -> Result<Minted, Refused> {
+    async fn mint(&self, context: &CallContext, tenant: &str) -> Result<Minted, Refused> {
         let tenant = self
             .store
             .find_tenant(tenant)
@@ -412,7 +443,9 @@ impl Keyring {
             .ok_or(Refused::NoTenant)?;
         let prefix = tenant.prefix().to_owned();
         let (key_id, plaintext) = Plaintext::mint(&prefix, &mut rand::rng());
-        let verifier = self.secrets.seal(&plaintext).await?;
+        let sealing = self.secrets.seal(&plaintext, &context.caller.principal);
+        let sealed = context.while_present(sealing).await;
+        let verifier = self.turns.note(Stage::Hash, sealed)??;
         Ok(Minted {
             key_id,
             prefix,

@@ -1,20 +1,30 @@
 //! Administration: each mutation one transaction with its event, alone while it runs.
 //!
 //! Every method checks the caller's rights itself, in the state of the store that it changes. A
-//! mutation is logged once, after its commit.
+//! mutation is logged once, after its commit. Nothing is committed for a caller that is gone; what
+//! has been sent to be committed is finished, whatever becomes of the caller.
 
 mod admission;
 mod detail;
 mod keys;
 mod owners;
 mod tenants;
+mod turns;
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
+use opentelemetry::trace::FutureExt as _;
+use tokio::time::Instant;
 use tracing::info;
 
+use self::turns::{CommitTime, Lane, Stage, Turn, Turns};
 use super::{
     cache::Cache,
+    context::CallContext,
     refused::{Refused, authorize},
     secret::Secrets,
 };
@@ -29,7 +39,8 @@ use crate::{
         tenant::{SYSTEM, Tenant},
         token::KeyId,
     },
-    store::{Mutation, Store},
+    meter::{Page, Tell},
+    store::{Mutation, Store, StoreError},
 };
 
 pub use keys::{Issued, KeyPatch, Lifetime, NewKey, Revoked, Rotation};
@@ -40,6 +51,28 @@ pub struct Keyring {
     secrets: Arc<Secrets>,
     clock: Arc<dyn Clock>,
     cache: Arc<Cache>,
+    turns: Turns,
+    commits: Arc<CommitTime>,
+}
+
+/// A mutation that has begun, and its turn.
+struct Begun {
+    mutation: Box<dyn Mutation>,
+    turn: Turn,
+}
+
+impl Deref for Begun {
+    type Target = dyn Mutation;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.mutation
+    }
+}
+
+impl DerefMut for Begun {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut *self.mutation
+    }
 }
 
 impl Keyring {
@@ -52,6 +85,8 @@ impl Keyring {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
+            turns: Turns::new(store.loads_at_once()),
+            commits: Arc::default(),
             store,
             secrets,
             clock,
@@ -59,10 +94,18 @@ impl Keyring {
         }
     }
 
-    /// Begins a mutation by a caller, who may have lost rights since the call came: returns the
-    /// caller as of now.
-    async fn begin(&self, caller: &Caller) -> Result<(Box<dyn Mutation>, Caller), Refused> {
-        let mut mutation = self.store.begin().await?;
+    /// Begins a mutation in the caller's turn. The caller may have lost rights since the call came:
+    /// returns the caller as of now.
+    ///
+    /// A call leaves the queue once its caller is gone. What waits in the database itself (two at
+    /// once at most) is waited for, because a statement that is given up would keep its connection.
+    async fn begin(&self, context: &CallContext, lane: Lane) -> Result<(Begun, Caller), Refused> {
+        let turn = self.turns.change(context, lane).await?;
+        let mutation = self.store.begin().await?;
+        self.turns
+            .note(Stage::Transaction, context.presence.check())?;
+        let mut mutation = Begun { mutation, turn };
+        let caller = &context.caller;
         let standing = match &caller.principal {
             Principal::Admin => return Ok((mutation, caller.clone())),
             Principal::Key(id) => {
@@ -83,23 +126,27 @@ impl Keyring {
         Ok((mutation, caller))
     }
 
-    /// Ends a mutation: writes its event, makes what it touched in memory count no more, tells the
-    /// log's followers, and logs it.
-    async fn commit(&self, mutation: Box<dyn Mutation>, change: Change) -> Result<(), Refused> {
-        let revision = mutation.revision();
+    /// Ends a mutation: writes its event, invalidates what it touched in the cache, notifies the
+    /// log's followers, and logs it. For a caller that is gone it is rolled back instead.
+    async fn commit(
+        &self,
+        context: &CallContext,
+        mutation: Begun,
+        change: Change,
+    ) -> Result<(), Refused> {
         let told = (
             change.actor.clone(),
             change.kind,
             change.key_id,
             change.tenant_id.clone(),
         );
-        let (owner, touched) = (change.owner_id.clone(), change.touched());
-        let committed = mutation.commit(change).await;
-        // Also after an error: what was to be done may have been done.
-        self.cache.apply(revision, &touched);
-        let store = Arc::clone(&self.store);
-        tokio::spawn(async move { store.hint().await });
-        committed?;
+        let (owner, revision) = (change.owner_id.clone(), mutation.revision());
+        let present = self.commits.check(&context.presence);
+        self.turns.note(Stage::Transaction, present)?;
+        // A task of its own: the cache is told even if this call is dropped from here on.
+        let finishing = tokio::spawn(self.finish(mutation, change).with_current_context());
+        let finished = finishing.await;
+        finished.map_err(|stopped| StoreError::Unknown(stopped.into()))??;
         let (actor, kind, key_id, tenant_id) = told;
         info!(
             actor,
@@ -111,6 +158,34 @@ impl Keyring {
             kind.name()
         );
         Ok(())
+    }
+
+    /// Commits, and makes the change known in this process.
+    fn finish(
+        &self,
+        mutation: Begun,
+        change: Change,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let (store, cache) = (Arc::clone(&self.store), Arc::clone(&self.cache));
+        let commits = Arc::clone(&self.commits);
+        async move {
+            let Begun { mutation, turn } = mutation;
+            let (revision, touched) = (mutation.revision(), change.touched());
+            let began = Instant::now();
+            let committed = mutation.commit(change).await;
+            commits.note(began);
+            drop(turn);
+            // Also after an error: what was to be done may have been done.
+            cache.apply(revision, &touched);
+            tokio::spawn(async move { store.hint().await });
+            committed
+        }
+    }
+}
+
+impl Tell for Keyring {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.turns.tell(page)
     }
 }
 

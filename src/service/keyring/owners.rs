@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Keyring, admit_change, admit_grant, change, detail::of_scopes, tenant_in};
+use super::{Keyring, Lane, admit_change, admit_grant, change, detail::of_scopes, tenant_in};
 use crate::{
     domain::{
         caller::{ADMIN, Action, Caller},
@@ -12,7 +12,10 @@ use crate::{
         page::Page,
         tenant::SYSTEM,
     },
-    service::refused::{Refused, authorize},
+    service::{
+        context::CallContext,
+        refused::{Refused, authorize},
+    },
     store::Mutation,
 };
 
@@ -21,8 +24,12 @@ impl Keyring {
     ///
     /// # Errors
     /// Those of every call.
-    pub async fn put_owner(&self, caller: &Caller, mut owner: Owner) -> Result<Owner, Refused> {
-        let (mut mutation, caller) = self.begin(caller).await?;
+    pub async fn put_owner(
+        &self,
+        context: &CallContext,
+        mut owner: Owner,
+    ) -> Result<Owner, Refused> {
+        let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         authorize(caller, &owner.tenant_id, Action::OwnersWrite)?;
         admit_grant(caller, &owner.tenant_id, &owner.scopes)?;
@@ -40,7 +47,7 @@ impl Keyring {
             ("suspended".to_owned(), json!(owner.suspended)),
             ("display_name".to_owned(), json!(owner.display_name)),
         ]);
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(owner)
     }
 
@@ -51,11 +58,11 @@ impl Keyring {
     /// then bounded by nothing, so that only one who holds everything may do it.
     pub async fn delete_owner(
         &self,
-        caller: &Caller,
+        context: &CallContext,
         tenant: &str,
         owner: &str,
     ) -> Result<Owner, Refused> {
-        let (mut mutation, caller) = self.begin(caller).await?;
+        let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::OwnersWrite)?;
         if tenant == SYSTEM {
@@ -70,7 +77,7 @@ impl Keyring {
 
         let mut event = change(caller, self.clock.now(), EventKind::OwnerDeleted, tenant);
         event.owner_id = Some(owner.owner_id.clone());
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(owner)
     }
 

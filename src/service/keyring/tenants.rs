@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    Keyring, admit_grant, change,
+    Keyring, Lane, admit_grant, change,
     detail::{of_scopes, of_span},
 };
 use crate::{
@@ -14,7 +14,10 @@ use crate::{
         scope::Scope,
         tenant::{OnLimit, Tenant},
     },
-    service::refused::{Refused, authorize},
+    service::{
+        context::CallContext,
+        refused::{Refused, authorize},
+    },
 };
 
 impl Keyring {
@@ -23,8 +26,12 @@ impl Keyring {
     /// # Errors
     /// Those of every call. The rules of tenant `system` bound who may do what to gatekey, so
     /// that only one who holds everything may change them.
-    pub async fn put_tenant(&self, caller: &Caller, mut tenant: Tenant) -> Result<Tenant, Refused> {
-        let (mut mutation, caller) = self.begin(caller).await?;
+    pub async fn put_tenant(
+        &self,
+        context: &CallContext,
+        mut tenant: Tenant,
+    ) -> Result<Tenant, Refused> {
+        let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         authorize(caller, &tenant.tenant_id, Action::TenantsWrite)?;
         admit_grant(caller, &tenant.tenant_id, &Caller::admin(ADMIN).scopes)?;
@@ -57,7 +64,7 @@ impl Keyring {
             ("required_owner_scope".to_owned(), json!(required_scope)),
             ("basic_usernames".to_owned(), json!(tenant.basic_usernames)),
         ]);
-        self.commit(mutation, event).await?;
+        self.commit(context, mutation, event).await?;
         Ok(tenant)
     }
 

@@ -1,7 +1,8 @@
 //! Argon2id on a bounded pool: its memory is a fixed number, and a flood cannot starve the rest.
 //!
 //! One fewer runs at once than there are cores, so that one is left to those who validate, each in
-//! memory that is used again; a bounded number wait; the next is told that the service is busy.
+//! memory that is used again. A bounded number wait, in one lane for each purpose, so that neither a
+//! stranger nor an issuer starves the others.
 
 use std::{
     fmt,
@@ -32,10 +33,14 @@ use thread_priority::{
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::Busy;
+use super::{
+    Busy,
+    requester::{PURPOSES, Requester},
+};
 use crate::{
+    domain::caller::Principal,
     meter,
-    service::gate::{Crowd, Gate},
+    service::fair_queue::{Bounds, FairQueue, Load},
 };
 
 /// The least that hashing may cost. A stored hash that costs less is what somebody who writes to the
@@ -59,7 +64,9 @@ const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSche
 /// There is room while a hash takes no more than so many times what it computes.
 const ROOM: u32 = 3;
 
-/// How many may wait, for each core.
+/// The number of hashes that may wait in each lane, for each core.
+const WAITING_PER_CORE: usize = 128;
+/// The number of hashes of one requester that may wait.
 const WAITING_EACH: usize = 128;
 
 /// The cost of an Argon2id hash. As text: `m=<KiB>,t=<passes>,p=<lanes>`.
@@ -131,7 +138,7 @@ impl HashCost {
 
 pub(super) struct Argon {
     cost: HashCost,
-    gate: Gate,
+    queue: FairQueue<Requester, PURPOSES>,
     done: Arc<AtomicU64>,
     /// Whether the last hash had a core when it wanted one.
     room: Arc<AtomicBool>,
@@ -144,7 +151,14 @@ impl Argon {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
             cost,
-            gate: Gate::new((cores - 1).max(1), cores * WAITING_EACH),
+            queue: FairQueue::new(
+                Bounds {
+                    running: (cores - 1).max(1),
+                    waiting: cores * WAITING_PER_CORE,
+                    waiting_each: WAITING_EACH,
+                },
+                Requester::SCHEDULE,
+            ),
             done: Arc::default(),
             room: Arc::default(),
             memory: Arc::default(),
@@ -156,16 +170,17 @@ impl Argon {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// How busy the pool is.
-    pub(super) fn crowd(&self) -> Crowd {
-        self.gate.crowd()
+    /// Returns the load of the pool, in the order of [`Requester::PURPOSES`].
+    pub(super) fn load(&self) -> [Load; PURPOSES] {
+        self.queue.load()
     }
 
-    /// The PHC string of a text, with a salt of its own.
-    pub(super) async fn hash(&self, text: &str) -> Result<String, Busy> {
+    /// The PHC string of a text, with a salt of its own. A call that is dropped while it waits for
+    /// its turn hashes nothing.
+    pub(super) async fn hash(&self, text: &str, issuer: Principal) -> Result<String, Busy> {
         let text = Zeroizing::new(text.to_owned());
         let params = self.cost.params();
-        self.run(move |memory| {
+        self.run(Requester::Issuer(issuer), move |memory| {
             let salt = Salt::new(&rand::rng().random::<[u8; SALT_LENGTH]>())
                 .expect("a salt of the recommended length is valid");
             let output = digest(&argon(params.clone()), &text, &salt, memory)
@@ -184,30 +199,48 @@ impl Argon {
     }
 
     /// Whether a stored hash is of this text.
-    pub(super) async fn verify(&self, text: &str, stored: StoredHash) -> Result<bool, Busy> {
+    pub(super) async fn verify(
+        &self,
+        text: &str,
+        stored: StoredHash,
+        requester: Requester,
+    ) -> Result<bool, Busy> {
         let text = Zeroizing::new(text.to_owned());
-        self.run(move |memory| stored.matches(&text, memory)).await
+        self.run(requester, move |memory| stored.matches(&text, memory))
+            .await
     }
 
     /// Does the work of [`Argon::verify`] for a text that belongs to no key.
-    pub(super) async fn verify_nothing(&self, text: &str) -> Result<(), Busy> {
+    pub(super) async fn verify_nothing(
+        &self,
+        text: &str,
+        requester: Requester,
+    ) -> Result<(), Busy> {
         let stored = StoredHash::unmatched(self.cost);
-        self.verify(text, stored).await.map(drop)
+        self.verify(text, stored, requester).await.map(drop)
     }
 
     async fn run<T: Send + 'static>(
         &self,
+        requester: Requester,
         work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Busy> {
         // Its span has the waiting, too.
-        meter::child("argon2", SpanKind::Internal, self.run_inside(work)).await
+        meter::child(
+            "argon2",
+            SpanKind::Internal,
+            self.run_inside(requester, work),
+        )
+        .await
     }
 
     async fn run_inside<T: Send + 'static>(
         &self,
+        requester: Requester,
         work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Busy> {
-        let inside = self.gate.enter().await.map_err(|_| Busy)?;
+        let permit = self.queue.enter(requester.lane(), requester).await;
+        let permit = permit.map_err(|_| Busy)?;
         let (idle, done) = (Arc::clone(&self.memory), Arc::clone(&self.done));
         let room = Arc::clone(&self.room);
         let (tell, told) = oneshot::channel();
@@ -216,7 +249,7 @@ impl Argon {
             .name("argon2".to_owned())
             .spawn(move || {
                 // It goes with the work, which nobody can interrupt.
-                let _inside = inside;
+                let _permit = permit;
                 // Who validates meanwhile goes first, where the system lets us say so.
                 step_back(room.load(Ordering::Relaxed));
                 let mut memory = lock(&idle).pop().unwrap_or_default();

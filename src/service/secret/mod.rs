@@ -9,6 +9,7 @@
 mod admin;
 mod argon;
 mod pepper;
+mod requester;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ use tracing::error;
 
 use crate::{
     domain::{
+        caller::Principal,
         key::{Mac, Verifier},
         token::{KeyId, Plaintext, Presented},
     },
@@ -28,6 +30,7 @@ pub use admin::{AdminToken, AdminTokenError};
 use argon::{Argon, StoredHash};
 pub use argon::{HashCost, InvalidHashCost};
 pub use pepper::{PepperError, Peppers};
+use requester::Requester;
 
 /// More hashing is asked for than this machine can do; later it may be able to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -64,21 +67,22 @@ pub struct Secrets {
 
 impl Tell for Secrets {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
-        let (crowd, work) = (self.argon.crowd(), self.work());
-        page.gauge(
+        let (load, work) = (self.argon.load(), self.work());
+        let by_purpose = || Requester::PURPOSES.into_iter().zip(load);
+        page.gauges(
             "gatekey_argon2_running",
-            "Argon2 hashes that are being made",
-            crowd.inside,
+            "Argon2 hashes that are being made, by purpose",
+            by_purpose().map(|(purpose, load)| ([("purpose", purpose)], load.running)),
         )?;
-        page.gauge(
+        page.gauges(
             "gatekey_argon2_queued",
-            "Argon2 hashes that wait for a core",
-            crowd.waiting,
+            "Argon2 hashes that wait for a core, by purpose",
+            by_purpose().map(|(purpose, load)| ([("purpose", purpose)], load.waiting)),
         )?;
-        page.counter(
+        page.counters(
             "gatekey_argon2_refused_total",
-            "Argon2 hashes that were refused, for too many waited",
-            crowd.refused,
+            "Argon2 hashes that were refused because too many were waiting, by purpose",
+            by_purpose().map(|(purpose, load)| ([("purpose", purpose)], load.refused)),
         )?;
         page.counter(
             "gatekey_argon2_hashes_total",
@@ -127,13 +131,14 @@ impl Secrets {
         }
     }
 
-    /// Makes the verifier of a new key. Takes about 13 ms at the default cost.
+    /// Makes the verifier of a new key for `issuer`. Takes about 13 ms at the default cost, and the
+    /// wait for a turn among all issuers; dropped while it waits, it hashes nothing.
     ///
     /// # Errors
     /// [`Busy`] when too many are waiting already.
-    pub async fn seal(&self, plaintext: &Plaintext) -> Result<Verifier, Busy> {
+    pub async fn seal(&self, plaintext: &Plaintext, issuer: &Principal) -> Result<Verifier, Busy> {
         Ok(Verifier {
-            phc: self.argon.hash(plaintext.expose()).await?,
+            phc: self.argon.hash(plaintext.expose(), issuer.clone()).await?,
             mac: self.fresh_mac(plaintext.expose()),
         })
     }
@@ -164,12 +169,13 @@ impl Secrets {
                 None => Proof::Wrong,
             });
         }
+        let requester = Requester::KnownId(presented.id());
         let Some(stored) = StoredHash::parse(&verifier.phc) else {
             self.reject(presented.id(), "its Argon2 hash is not within the bounds");
-            self.argon.verify_nothing(whole).await?;
+            self.argon.verify_nothing(whole, requester).await?;
             return Ok(Proof::Wrong);
         };
-        let right = self.argon.verify(whole, stored).await?;
+        let right = self.argon.verify(whole, stored, requester).await?;
         Ok(self.proof(right, "", whole))
     }
 
@@ -201,7 +207,8 @@ impl Secrets {
     }
 
     /// Whether a presented key, whose memory MAC is `mac`, is the expected one. A wrong one takes
-    /// the same work as one that nothing is known of (`None`).
+    /// the same hash operations as one that nothing is known of (`None`); how long it waits for
+    /// them may differ, because they wait in separate lanes.
     ///
     /// # Errors
     /// [`Busy`] when that work is argon2 and too many are waiting for it already.
@@ -215,7 +222,11 @@ impl Secrets {
         let compared = mac.ct_eq(expected.unwrap_or(&[0; 32]));
         let right = bool::from(compared) && expected.is_some();
         if !right && self.peppers.current().is_none() {
-            let work = self.argon.verify_nothing(presented.expose());
+            let requester = match expected {
+                Some(_) => Requester::KnownId(presented.id()),
+                None => Requester::UnknownId,
+            };
+            let work = self.argon.verify_nothing(presented.expose(), requester);
             // Apart, so that a hit has little to carry.
             Box::pin(work).await?;
         }
@@ -255,7 +266,7 @@ mod tests {
 
     async fn minted(secrets: &Secrets) -> (Plaintext, Verifier) {
         let (_, plaintext) = Plaintext::mint("gk", &mut rand::rng());
-        let verifier = secrets.seal(&plaintext).await.unwrap();
+        let verifier = secrets.seal(&plaintext, &Principal::Admin).await.unwrap();
         (plaintext, verifier)
     }
 

@@ -25,8 +25,8 @@ use gatekey::{
     },
     meter::{self, Tell},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, Loaded, LoadedOwner, LogPosition, Member, Mutation,
-        PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
+        Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition,
+        Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -353,6 +353,16 @@ impl Store for Seen {
     }
 
     async fn list_keys(&self, _: &KeyQuery, _: Timestamp, _: &Page) -> Result<Listed, StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
+    async fn count_living(
+        &self,
+        _: &str,
+        _: Option<&str>,
+        _: Timestamp,
+        _: i64,
+    ) -> Result<LivingCount, StoreError> {
         unreachable!("the model does not ask for this")
     }
 

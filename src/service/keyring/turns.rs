@@ -1,0 +1,207 @@
+//! The turns of administrative calls: who may change or read the database next.
+//!
+//! Changes are serial in the database, so they wait here, where the callers take turns and where a
+//! call whose caller is gone leaves the queue. Revocations have a lane of their own.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::time::{self, Instant};
+
+use crate::{
+    domain::caller::Principal,
+    meter::{Page, Tally, Tell},
+    service::{
+        context::CallContext,
+        fair_queue::{Bounds, FairQueue, Load, Permit},
+        presence::{Gone, Presence},
+        refused::Refused,
+    },
+    store::StoreError,
+};
+
+/// The lanes of changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lane {
+    /// `RevokeKey` and `RevokeKeys`.
+    Revocation,
+    /// All other changes.
+    Change,
+}
+
+/// Up to four revocations, then one other change that waits: a flood of revocations cannot keep
+/// other changes out either.
+const SCHEDULE: &[usize] = &[0, 0, 0, 0, 1];
+const LANES: usize = 2;
+
+/// One change runs, and one waits in the database, so that no time passes between them.
+const CHANGES: Bounds = Bounds {
+    running: 2,
+    waiting: 1024,
+    waiting_each: 256,
+};
+/// Long reads at once, at most; the other connections are left to short ones.
+const READS_MAX: usize = 4;
+/// The longest wait for a turn.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The least and the most time that is kept of a deadline for the COMMIT and the answer's way back.
+const RESERVE_MIN: Duration = Duration::from_millis(5);
+const RESERVE_MAX: Duration = Duration::from_millis(100);
+
+pub(super) type Turn = Permit<Principal, LANES>;
+
+/// The points at which a call is dropped because its caller is gone.
+#[derive(Clone, Copy)]
+pub(super) enum Stage {
+    /// Before or while it waits for Argon2.
+    Hash,
+    /// While it waits for its turn.
+    Queue,
+    /// After it waited for the database, or just before COMMIT: it is rolled back.
+    Transaction,
+}
+
+const STAGES: [&str; 3] = ["hash", "queue", "transaction"];
+
+/// The queues of administrative calls.
+pub(super) struct Turns {
+    changes: FairQueue<Principal, LANES>,
+    reads: FairQueue<Principal, 1>,
+    abandoned: Tally<3>,
+}
+
+impl Turns {
+    /// Returns empty queues for a database that takes this many loads at once.
+    pub(super) fn new(loads_at_once: usize) -> Self {
+        let reads = Bounds {
+            running: loads_at_once.clamp(1, READS_MAX),
+            ..CHANGES
+        };
+        Self {
+            changes: FairQueue::new(CHANGES, SCHEDULE),
+            reads: FairQueue::new(reads, &[0]),
+            abandoned: Tally::default(),
+        }
+    }
+
+    /// Waits for the turn of a change. It lasts until the permit is dropped.
+    pub(super) async fn change(&self, context: &CallContext, lane: Lane) -> Result<Turn, Refused> {
+        let principal = context.caller.principal.clone();
+        let entering = time::timeout(PATIENCE, self.changes.enter(lane as usize, principal));
+        let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
+        // Changes are short: one that waits for so long waits for a database that does not answer.
+        let entered = entered.map_err(|late| StoreError::Unavailable(late.into()))?;
+        entered.map_err(|_| Refused::ChangesBusy)
+    }
+
+    /// Runs a long read in turn.
+    pub(super) async fn read<T>(
+        &self,
+        context: &CallContext,
+        read: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, Refused> {
+        let principal = context.caller.principal.clone();
+        let entering = time::timeout(PATIENCE, self.reads.enter(0, principal));
+        let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
+        let Ok(Ok(_permit)) = entered else {
+            return Err(Refused::ReadsBusy);
+        };
+        Ok(read.await?)
+    }
+
+    /// Counts a call that is dropped at this stage.
+    pub(super) fn note<T>(&self, stage: Stage, work: Result<T, Gone>) -> Result<T, Gone> {
+        if work.is_err() {
+            self.abandoned.add(stage as usize, 1);
+        }
+        work
+    }
+}
+
+impl Tell for Turns {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let ([revocations, changes], [reads]) = (self.changes.load(), self.reads.load());
+        let lanes = [
+            ("revocations", revocations),
+            ("changes", changes),
+            ("reads", reads),
+        ];
+        let each =
+            |of: fn(Load) -> usize| lanes.map(|(queue, load)| ([("queue", queue)], of(load)));
+        page.gauges(
+            "gatekey_admin_running",
+            "Administrative calls that have their turn at the database, by queue",
+            each(|load| load.running),
+        )?;
+        page.gauges(
+            "gatekey_admin_queued",
+            "Administrative calls that wait for their turn, by queue",
+            each(|load| load.waiting),
+        )?;
+        page.counters(
+            "gatekey_admin_refused_total",
+            "Administrative calls that were refused because too many were waiting, by queue",
+            lanes.map(|(queue, load)| ([("queue", queue)], load.refused)),
+        )?;
+        let abandoned = STAGES.into_iter().zip(self.abandoned.read());
+        page.counters(
+            "gatekey_admin_abandoned_total",
+            "Administrative calls that were dropped because their caller was gone, by stage",
+            abandoned.map(|(stage, count)| ([("stage", stage)], count)),
+        )
+    }
+}
+
+/// The longest time that recent COMMITs took, in microseconds.
+///
+/// A change is not committed if its caller's deadline comes before the answer is likely to arrive: it
+/// would reach nobody.
+#[derive(Default)]
+pub(super) struct CommitTime(AtomicU64);
+
+impl CommitTime {
+    /// Notes that a COMMIT took from `began` until now.
+    pub(super) fn note(&self, began: Instant) {
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // An eighth less with each COMMIT that is quicker.
+        let faded = self.0.load(Ordering::Relaxed) / 8 * 7;
+        self.0.store(faded.max(took), Ordering::Relaxed);
+    }
+
+    /// Checks that the caller is there, and is likely to be when the COMMIT ends.
+    pub(super) fn check(&self, presence: &Presence) -> Result<(), Gone> {
+        presence.check()?;
+        let recent = self.0.load(Ordering::Relaxed);
+        let reserve = Duration::from_micros(recent.saturating_mul(2));
+        let end = Instant::now() + reserve.clamp(RESERVE_MIN, RESERVE_MAX);
+        if presence.deadline().is_some_and(|deadline| deadline < end) {
+            // A slow COMMIT must not keep out for ever what comes after it.
+            self.0.store(recent / 2, Ordering::Relaxed);
+            return Err(Gone::DeadlinePassed);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_a_commit_would_miss_is_past_until_commits_are_quick_again() {
+        let commits = CommitTime::default();
+        let began = Instant::now();
+        time::advance(Duration::from_millis(20)).await;
+        commits.note(began);
+        let (soon, _guard) = Presence::new(Some(Instant::now() + Duration::from_millis(30)));
+        let (later, _guard) = Presence::new(Some(Instant::now() + Duration::from_millis(150)));
+        assert_eq!(commits.check(&Presence::default()), Ok(()));
+        assert_eq!(commits.check(&later), Ok(()));
+        assert_eq!(commits.check(&soon), Err(Gone::DeadlinePassed));
+        assert_eq!(commits.check(&soon), Ok(()));
+    }
+}
