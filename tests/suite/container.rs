@@ -235,7 +235,7 @@ async fn deployed(values: Json, database: Option<&str>) {
     let secrets = std::slice::from_ref(&secrets);
     let arguments = |container: &Json| words_of(&container["args"].to_string());
 
-    let migrate = &release.pod()["spec"]["initContainers"][0];
+    let migrate = release.migration();
     let words = [image.entrypoint.clone(), arguments(migrate)].concat();
     let migrated = with_env(image.command(&words, secrets, writable), migrate, database);
     migrated.end().await.was_silent();
