@@ -13,6 +13,7 @@ mod contract_rotation;
 mod contract_validate;
 mod decisions;
 mod durability;
+mod examples;
 mod explained;
 mod flood;
 mod floors;

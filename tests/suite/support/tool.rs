@@ -213,6 +213,24 @@ pub fn python_with_helm() -> Command {
     )
 }
 
+/// Python with a schema of the compose specification, from check-jsonschema.
+pub fn python_with_compose_schema() -> Command {
+    python_with(
+        "check-jsonschema-0.39.0",
+        &[
+            "check-jsonschema==0.39.0",
+            "attrs==26.1.0",
+            "jsonschema==4.26.0",
+            "jsonschema-specifications==2025.9.1",
+            "pyyaml==6.0.3",
+            "referencing==0.37.0",
+            "rpds-py==2026.9.1",
+            "typing-extensions==4.16.0",
+        ],
+        "import importlib.util, jsonschema, yaml; assert importlib.util.find_spec('check_jsonschema')",
+    )
+}
+
 /// Python with these packages, which have been seen to do `imports`.
 fn python_with(name: &str, packages: &[&str], imports: &str) -> Command {
     let python = |folder: &Path| {
