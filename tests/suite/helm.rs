@@ -4,11 +4,14 @@ mod bounds;
 mod database;
 pub mod lifecycle;
 mod manifests;
+mod monitoring;
 mod notes;
 mod options;
 mod overrides;
+mod random;
 mod readme;
 mod secrets;
+mod sizes;
 mod validation;
 
 use std::{

@@ -112,11 +112,14 @@ The names that clients may use: those of both Services, and those of single pods
 
 {{/*
 Memory in MiB: 128 for the process, its connections and its database pools (23 when idle), 320 bytes for
-each cached key, and 19 MiB for each Argon2 hash that may run at once (at most one per core).
+each cached key, and the memory of each Argon2 hash that may run at once (at most one per core). Hashes of
+older keys keep their cost, which is 19 MiB by default.
 */}}
 {{- define "gatekey.memory" -}}
 {{- $keys := div (add (mul (int64 .Values.config.cacheKeys) 320) 1048575) 1048576 }}
-{{- add 128 $keys (mul (int64 .Values.cores) 19) }}
+{{- $kib := regexFind "[0-9]+" .Values.config.argon2 | int64 }}
+{{- $hash := max 19 (div (add $kib 1023) 1024) }}
+{{- add 128 $keys (mul (int64 .Values.cores) $hash) }}
 {{- end }}
 
 {{- define "gatekey.resources" -}}

@@ -1,22 +1,22 @@
 //! What is deployed: with each option on and off, and that its parts fit each other and the program.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{collections::BTreeSet, process::Command};
 
 use serde_json::{Value as Json, json};
-use tempfile::TempDir;
 
 use super::{
-    Release, copy, env,
+    Release, env,
     options::{every_release, everything, minimal},
-    release, release_of, text, variable,
+    release, text, variable,
 };
 use crate::support::tool::run;
 
 /// Settings that stand for another one that the chart sets.
 const ALTERNATIVES: [&str; 1] = ["GATEKEY_DATABASE_URL_FILE"];
 /// Every setting of the contract, each of which the chart sets.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 20] = [
     "GATEKEY_ADMIN_TOKEN_FILE",
+    "GATEKEY_ARGON2",
     "GATEKEY_CACHE_KEYS",
     "GATEKEY_DATABASE_URL",
     "GATEKEY_DRAIN",
@@ -342,33 +342,6 @@ fn the_chart_sets_every_setting_of_the_program_and_no_other() {
 }
 
 #[test]
-fn memory_and_threads_follow_from_the_cache_and_the_cores() {
-    // 128 MiB, 320 bytes a key, 19 MiB a core.
-    for (keys, cores, memory) in [
-        (1_000_000, 2, "472Mi"),
-        (10_000_000, 4, "3256Mi"),
-        (1, 1, "148Mi"),
-        (3_276_800, 1, "1147Mi"),
-        (3_276_801, 1, "1148Mi"),
-    ] {
-        let mut values = minimal();
-        values["cores"] = json!(cores);
-        values["config"] = json!({"cacheKeys": keys});
-        let release = release(values);
-        let server = release.server();
-        let resources = json!({
-            "requests": {"cpu": "500m", "memory": memory},
-            "limits": {"cpu": cores, "memory": memory},
-        });
-        assert_eq!(server["resources"], resources);
-        assert_eq!(variable(server, "GATEKEY_CACHE_KEYS"), keys.to_string());
-        assert_eq!(variable(server, "GATEKEY_WORKERS"), cores.to_string());
-        let warm = keys.min(100_000).to_string();
-        assert_eq!(variable(server, "GATEKEY_WARM_KEYS"), warm);
-    }
-}
-
-#[test]
 fn a_network_policy_for_some_lets_the_test_in_and_the_server_out_to_its_database() {
     let mut values = minimal();
     let clients = json!([{"podSelector": {"matchLabels": {"app": "orders"}}}]);
@@ -393,27 +366,4 @@ fn a_network_policy_for_some_lets_the_test_in_and_the_server_out_to_its_database
         .collect();
     let dns = json!([{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]);
     assert_eq!(out, [&dns, &json!([{"port": 6432, "protocol": "TCP"}])]);
-}
-
-#[test]
-fn alert_rules_and_a_dashboard_in_the_chart_are_deployed_as_they_are() {
-    let folder = TempDir::new().expect("a temporary folder");
-    let chart = copy(folder.path());
-    // Their braces are Prometheus' and Grafana's, not Helm's.
-    let rules = "groups:\n  - name: gatekey\n    rules:\n      - alert: Down\n        expr: up == 0\n        \
-                 annotations:\n          summary: '{{ $labels.pod }} is down'\n";
-    let dashboard = "{\n  \"title\": \"gatekey\",\n  \"legend\": \"{{pod}}\"\n}\n";
-    fs::write(chart.join("files/rules.yaml"), rules).expect("the copy takes files");
-    fs::write(chart.join("files/dashboard.json"), dashboard).expect("the copy takes files");
-    let mut values = minimal();
-    values["prometheusRule"] = json!({"enabled": true, "labels": {"release": "prometheus"}});
-    values["dashboard"] = json!({"enabled": true});
-    let release = release_of(&chart, &values);
-    let rule = release.the("PrometheusRule");
-    let alert = &rule["spec"]["groups"][0]["rules"][0];
-    assert_eq!(alert["annotations"]["summary"], "{{ $labels.pod }} is down");
-    assert_eq!(rule["metadata"]["labels"]["release"], "prometheus");
-    let map = release.the("ConfigMap");
-    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
-    assert_eq!(text(&map["data"]["gatekey.json"]).trim(), dashboard.trim());
 }

@@ -29,14 +29,12 @@ pub fn everything() -> Json {
 
 /// Each option that is off by default, on; and each that is on, off.
 fn options() -> Vec<(&'static str, Json)> {
-    let peer = json!([{"namespaceSelector": {"matchLabels": {"team": "orders"}}}]);
-    let digest = format!("sha256:{}", "0".repeat(64));
+    [secret_options(), network_options(), pod_options()].concat()
+}
+
+/// Secrets and certificates.
+fn secret_options() -> Vec<(&'static str, Json)> {
     vec![
-        ("replicas", json!({"replicaCount": 5})),
-        (
-            "image",
-            json!({"image": {"digest": digest, "pullSecrets": [{"name": "registry"}]}}),
-        ),
         (
             "own admin token",
             json!({"adminToken": {"existingSecret": "mine", "key": "token"}}),
@@ -56,16 +54,6 @@ fn options() -> Vec<(&'static str, Json)> {
             json!({"tls": {"enabled": true, "clientCa": {"existingSecret": "ca", "key": "pem"}}}),
         ),
         (
-            "traces",
-            json!({"otel": {"endpoint": "http://collector:4317"}}),
-        ),
-        ("no metrics", json!({"metrics": {"enabled": false}})),
-        ("IPv6", json!({"listenHost": "::"})),
-        (
-            "resources",
-            json!({"resources": {"limits": {"cpu": 4, "memory": "1Gi"}}}),
-        ),
-        (
             "cert-manager",
             json!({"tls": {"enabled": true, "certManager": {
                 "enabled": true,
@@ -75,26 +63,19 @@ fn options() -> Vec<(&'static str, Json)> {
                 "renewBefore": "240h",
             }}}),
         ),
+    ]
+}
+
+/// Services, scaling and monitoring.
+fn network_options() -> Vec<(&'static str, Json)> {
+    let peer = json!([{"namespaceSelector": {"matchLabels": {"team": "orders"}}}]);
+    vec![
         (
-            "common metadata",
-            json!({"commonLabels": {"team": "identity"}, "commonAnnotations": {"example/cost": "7"}}),
+            "traces",
+            json!({"otel": {"endpoint": "http://collector:4317"}}),
         ),
-        (
-            "assigned user", // as on OpenShift
-            json!({"podSecurityContext": {"runAsUser": null, "runAsGroup": null, "fsGroup": null}}),
-        ),
-        (
-            "no security contexts",
-            json!({"podSecurityContext": null, "containerSecurityContext": null}),
-        ),
-        (
-            "other probes",
-            json!({
-                "startupProbe": {"failureThreshold": 300},
-                "readinessProbe": {"tcpSocket": {"port": "grpc"}},
-                "livenessProbe": null,
-            }),
-        ),
+        ("no metrics", json!({"metrics": {"enabled": false}})),
+        ("IPv6", json!({"listenHost": "::"})),
         (
             "service",
             json!({"service": {
@@ -110,7 +91,6 @@ fn options() -> Vec<(&'static str, Json)> {
             "no service account",
             json!({"serviceAccount": {"create": false}}),
         ),
-        ("grace period", json!({"terminationGracePeriodSeconds": 60})),
         (
             "no budget",
             json!({"podDisruptionBudget": {"enabled": false}}),
@@ -130,13 +110,6 @@ fn options() -> Vec<(&'static str, Json)> {
                     "pods": {"metric": {"name": "calls"}, "target": {"type": "AverageValue", "averageValue": "1k"}},
                 }],
             }}),
-        ),
-        ("no spread", json!({"topologySpreadConstraints": []})),
-        (
-            "own spread",
-            json!({"topologySpreadConstraints": [
-                {"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"},
-            ]}),
         ),
         (
             "network policy",
@@ -162,6 +135,50 @@ fn options() -> Vec<(&'static str, Json)> {
                 "relabelings": [{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}],
                 "metricRelabelings": [{"action": "drop", "sourceLabels": ["__name__"], "regex": "process_.*"}],
             }}),
+        ),
+    ]
+}
+
+/// The pods, and the metadata of all objects.
+fn pod_options() -> Vec<(&'static str, Json)> {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    vec![
+        ("replicas", json!({"replicaCount": 5})),
+        (
+            "image",
+            json!({"image": {"digest": digest, "pullSecrets": [{"name": "registry"}]}}),
+        ),
+        (
+            "resources",
+            json!({"resources": {"limits": {"cpu": 4, "memory": "1Gi"}}}),
+        ),
+        (
+            "common metadata",
+            json!({"commonLabels": {"team": "identity"}, "commonAnnotations": {"example/cost": "7"}}),
+        ),
+        (
+            "assigned user", // as on OpenShift
+            json!({"podSecurityContext": {"runAsUser": null, "runAsGroup": null, "fsGroup": null}}),
+        ),
+        (
+            "no security contexts",
+            json!({"podSecurityContext": null, "containerSecurityContext": null}),
+        ),
+        (
+            "other probes",
+            json!({
+                "startupProbe": {"failureThreshold": 300},
+                "readinessProbe": {"tcpSocket": {"port": "grpc"}},
+                "livenessProbe": null,
+            }),
+        ),
+        ("grace period", json!({"terminationGracePeriodSeconds": 60})),
+        ("no spread", json!({"topologySpreadConstraints": []})),
+        (
+            "own spread",
+            json!({"topologySpreadConstraints": [
+                {"topologyKey": "rack", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"},
+            ]}),
         ),
         (
             "placement",

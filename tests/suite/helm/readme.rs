@@ -1,5 +1,5 @@
-//! The chart's README is made from the comments of values.yaml: `GATEKEY_REWRITE=1 cargo test --test suite helm::readme`
-//! rewrites it.
+//! The chart's README is made from the comments of values.yaml. `GATEKEY_REWRITE=1 cargo test --test suite
+//! helm::readme` rewrites it.
 
 use std::{collections::BTreeSet, fs};
 

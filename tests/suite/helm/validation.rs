@@ -6,10 +6,9 @@ use super::{refusals, release};
 
 const SQLITE: &str = "sqlite";
 
-#[test]
-fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
-    let database = json!({"existingSecret": "db"});
-    let cases = [
+/// Databases that no server could use.
+fn invalid_databases() -> Vec<(Json, &'static str)> {
+    vec![
         (
             json!({}),
             "PostgreSQL needs database.existingSecret, a Secret with the URL, or database.host. Create the Secret and name \
@@ -27,18 +26,6 @@ fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
         (
             json!({"database": {"engine": SQLITE, "existingSecret": "db"}}),
             "database.existingSecret=db has no effect with database.engine=sqlite",
-        ),
-        (
-            json!({"database": database, "tls": {"existingSecret": "mine"}}),
-            "tls.existingSecret=mine has no effect with tls.enabled=false: the port would be plaintext.",
-        ),
-        (
-            json!({"database": database, "tls": {"clientCa": {"existingSecret": "mine"}}}),
-            "tls.clientCa.existingSecret=mine has no effect with tls.enabled=false",
-        ),
-        (
-            json!({"database": database, "pepper": {"enabled": false, "existingSecret": "mine"}}),
-            "pepper.existingSecret=mine has no effect with pepper.enabled=false",
         ),
         (
             json!({"database": {"existingSecret": "db", "host": "db"}}),
@@ -60,6 +47,25 @@ fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
             json!({"database": {"host": "db", "password": {"existingSecret": "pw"}}, "extraEnv": [{"name": "PGPASSWORD"}]}),
             "extraEnv must not set PGPASSWORD together with database.password.existingSecret",
         ),
+    ]
+}
+
+/// Secrets and certificates that would have no effect, or are missing.
+fn invalid_secrets() -> Vec<(Json, &'static str)> {
+    let database = json!({"existingSecret": "db"});
+    vec![
+        (
+            json!({"database": database, "tls": {"existingSecret": "mine"}}),
+            "tls.existingSecret=mine has no effect with tls.enabled=false: the port would be plaintext.",
+        ),
+        (
+            json!({"database": database, "tls": {"clientCa": {"existingSecret": "mine"}}}),
+            "tls.clientCa.existingSecret=mine has no effect with tls.enabled=false",
+        ),
+        (
+            json!({"database": database, "pepper": {"enabled": false, "existingSecret": "mine"}}),
+            "pepper.existingSecret=mine has no effect with pepper.enabled=false",
+        ),
         (
             json!({"database": database, "tls": {"certManager": {"enabled": true, "issuerRef": {"name": "ca"}}}}),
             "tls.certManager.enabled=true has no effect with tls.enabled=false: the port would be plaintext.",
@@ -76,6 +82,13 @@ fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
             }}),
             "tls.certManager.enabled and tls.existingSecret exclude each other.",
         ),
+    ]
+}
+
+/// Pods, Services and monitoring that contradict themselves.
+fn invalid_pods() -> Vec<(Json, &'static str)> {
+    let database = json!({"existingSecret": "db"});
+    vec![
         (
             json!({"database": database, "service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}),
             "service.loadBalancerSourceRanges has no effect with service.type=ClusterIP.",
@@ -109,7 +122,12 @@ fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
             json!({"database": database, "metrics": {"enabled": false}, "serviceMonitor": {"enabled": true}}),
             "serviceMonitor.enabled=true requires metrics.enabled=true.",
         ),
-    ];
+    ]
+}
+
+#[test]
+fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
+    let cases = [invalid_databases(), invalid_secrets(), invalid_pods()].concat();
     let (values, words): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
     for (why, words) in refusals(&values).iter().zip(words) {
         let start = "Invalid values for gatekey:\n- ";
