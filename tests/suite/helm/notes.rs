@@ -9,7 +9,7 @@ use super::{Release, release};
 use crate::support::{Authority, Gatekey, tool};
 
 /// The notes with this `tls`.
-fn notes(tls: Json) -> String {
+fn notes(tls: &Json) -> String {
     release(json!({"database": {"existingSecret": "db"}, "tls": tls})).notes
 }
 
@@ -66,12 +66,12 @@ fn run(notes: &str, server: &Gatekey, ca: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_of_the_notes_create_keys_in_plaintext_and_over_tls() {
     let authority = Authority::new("of this release");
-    let plain = notes(json!({}));
+    let plain = notes(&json!({}));
     assert!(
         plain.contains("gatekey serves gRPC in plaintext"),
         "{plain}"
     );
-    let generated = notes(json!({"enabled": true}));
+    let generated = notes(&json!({"enabled": true}));
     assert!(
         generated.contains("the chart generated the certificate"),
         "{generated}"
@@ -92,7 +92,7 @@ async fn the_commands_of_the_notes_name_the_host_of_a_foreign_certificate() {
     // The certificate of the server is for localhost.
     let names = json!(["localhost"]);
     let issuer = json!({"enabled": true, "issuerRef": {"name": "ca"}, "dnsNames": names});
-    let notes = notes(json!({"enabled": true, "certManager": issuer}));
+    let notes = notes(&json!({"enabled": true, "certManager": issuer}));
     assert!(notes.contains("-authority localhost "), "{notes}");
     let server = Gatekey::sqlite().encrypted(&authority).start().await;
     let printed = run(&notes, &server, &authority.pem);
@@ -102,7 +102,7 @@ async fn the_commands_of_the_notes_name_the_host_of_a_foreign_certificate() {
 #[test]
 fn the_notes_say_where_the_certificate_comes_from() {
     let name = "release-gatekey.space.svc";
-    let own = notes(json!({"enabled": true, "existingSecret": "mine"}));
+    let own = notes(&json!({"enabled": true, "existingSecret": "mine"}));
     assert!(
         own.contains("TLS: the certificate is in the Secret mine."),
         "{own}"
@@ -113,23 +113,26 @@ fn the_notes_say_where_the_certificate_comes_from() {
     );
 
     let issuer = json!({"enabled": true, "issuerRef": {"name": "ca", "kind": "ClusterIssuer"}});
-    let issued = notes(json!({"enabled": true, "certManager": issuer}));
+    let cert_manager = notes(&json!({"enabled": true, "certManager": issuer}));
     assert!(
-        issued.contains("TLS: ClusterIssuer ca of cert-manager issues the certificate."),
-        "{issued}"
+        cert_manager.contains("TLS: ClusterIssuer ca of cert-manager issues the certificate."),
+        "{cert_manager}"
     );
-    assert!(issued.contains(&format!("-authority {name} ")), "{issued}");
     assert!(
-        issued.contains("get secret release-gatekey-cert-manager "),
-        "{issued}"
+        cert_manager.contains(&format!("-authority {name} ")),
+        "{cert_manager}"
+    );
+    assert!(
+        cert_manager.contains("get secret release-gatekey-cert-manager "),
+        "{cert_manager}"
     );
 
-    let clients = notes(json!({"enabled": true, "clientCa": {"existingSecret": "client-ca"}}));
+    let clients = notes(&json!({"enabled": true, "clientCa": {"existingSecret": "client-ca"}}));
     assert!(
         clients.contains("a certificate from the CA in the Secret client-ca"),
         "{clients}"
     );
-    assert!(!own.contains("client-ca") && !notes(json!({})).contains("TLS"));
+    assert!(!own.contains("client-ca") && !notes(&json!({})).contains("TLS"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// The release with the minimal values and these.
-fn with(values: Json) -> Release {
+fn with(values: &Json) -> Release {
     let mut all = minimal();
     let values = values.as_object().expect("values").clone();
     all.as_object_mut().expect("values").extend(values);
@@ -107,10 +107,10 @@ fn every_object_takes_annotations() {
 #[test]
 fn security_contexts_can_lose_single_fields_or_go_as_a_whole() {
     let assigned = json!({"runAsUser": null, "runAsGroup": null, "fsGroup": null});
-    let openshift = with(json!({"podSecurityContext": assigned}));
-    let none = with(json!({"podSecurityContext": null, "containerSecurityContext": null}));
+    let openshift = with(&json!({"podSecurityContext": assigned}));
+    let none = with(&json!({"podSecurityContext": null, "containerSecurityContext": null}));
     let other = with(
-        json!({"containerSecurityContext": {"readOnlyRootFilesystem": null, "runAsUser": 1000}}),
+        &json!({"containerSecurityContext": {"readOnlyRootFilesystem": null, "runAsUser": 1000}}),
     );
     for pod in ["Deployment", "Pod"] {
         let spec = |release: &Release| match pod {
@@ -144,7 +144,7 @@ fn security_contexts_can_lose_single_fields_or_go_as_a_whole() {
 
 #[test]
 fn containers_and_objects_of_the_values_are_templates() {
-    let release = with(json!({
+    let release = with(&json!({
         "initContainers": [{"name": "wait", "image": "wait"}],
         "sidecars": [{"name": "proxy", "image": "{{ .Release.Name }}"}],
         "extraEnv": [{"name": "OF", "value": "{{ include \"gatekey.fullname\" . }}"}],
@@ -186,7 +186,7 @@ fn containers_and_objects_of_the_values_are_templates() {
 
 #[test]
 fn probes_keep_grpc_until_another_handler_replaces_it() {
-    let release = with(json!({
+    let release = with(&json!({
         "startupProbe": {"failureThreshold": 300},
         "readinessProbe": {"tcpSocket": {"port": "grpc"}},
         "livenessProbe": null,
@@ -201,7 +201,7 @@ fn probes_keep_grpc_until_another_handler_replaces_it() {
 
 #[test]
 fn a_spread_without_a_selector_gets_the_servers_and_a_selector_stays() {
-    let release = with(json!({"topologySpreadConstraints": [
+    let release = with(&json!({"topologySpreadConstraints": [
         {"topologyKey": "a", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"},
         {"topologyKey": "b", "maxSkew": 2, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"x": "y"}}},
     ]}));
@@ -209,7 +209,7 @@ fn a_spread_without_a_selector_gets_the_servers_and_a_selector_stays() {
     let selector = &release.the("Deployment")["spec"]["selector"];
     assert_eq!(&spread[0]["labelSelector"], selector);
     assert_eq!(spread[1]["labelSelector"]["matchLabels"]["x"], "y");
-    let none = with(json!({"topologySpreadConstraints": []}));
+    let none = with(&json!({"topologySpreadConstraints": []}));
     assert_eq!(none.pod()["spec"]["topologySpreadConstraints"], Json::Null);
 }
 
@@ -237,7 +237,7 @@ fn autoscaling_service_and_service_monitor_pass_their_values_on() {
 #[test]
 fn cert_manager_issues_the_certificate_that_the_server_reads() {
     let issuer = json!({"enabled": true, "issuerRef": {"name": "ca"}});
-    let release = with(json!({"tls": {"enabled": true, "certManager": issuer}}));
+    let release = with(&json!({"tls": {"enabled": true, "certManager": issuer}}));
     let certificate = &release.the("Certificate")["spec"];
     assert_eq!(
         certificate["issuerRef"],
@@ -269,7 +269,7 @@ fn cert_manager_issues_the_certificate_that_the_server_reads() {
 
     let mut own = json!({"enabled": true, "certManager": issuer});
     own["certManager"]["dnsNames"] = json!(["{{ .Release.Name }}.example.com"]);
-    let release = with(json!({"tls": own}));
+    let release = with(&json!({"tls": own}));
     assert_eq!(
         release.the("Certificate")["spec"]["dnsNames"],
         json!(["release.example.com"])

@@ -22,7 +22,7 @@ use super::{
 use crate::support::Authority;
 
 /// How long a server may take to become ready.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// The number of random releases to start; `GATEKEY_CHART_CASES` sets another one.
 fn cases() -> usize {
     let cases = std::env::var("GATEKEY_CHART_CASES");
