@@ -1,7 +1,7 @@
 //! The chart's README is made from the comments of values.yaml. `GATEKEY_REWRITE=1 cargo test --test suite
 //! helm::readme` rewrites it.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fmt::Write as _, fs};
 
 use serde_json::Value as Json;
 
@@ -84,7 +84,7 @@ fn readme(values: &[Value]) -> String {
             .map(|it| format!("`{it}`"))
             .unwrap_or_default();
         let description = description.replace('|', "\\|");
-        text += &format!("| `{path}` | {default} | {description} |\n");
+        writeln!(text, "| `{path}` | {default} | {description} |").expect("memory takes all");
     }
     text
 }
