@@ -26,6 +26,8 @@ use crate::{
 
 /// Whom the image and the chart run the server as.
 const USER: u32 = 65532;
+/// A user such as OpenShift assigns to a pod that names none.
+const ASSIGNED_USER: u32 = 1_000_650_000;
 /// How long a server that serves may take to be ready.
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -183,14 +185,14 @@ fn give(path: &Path, owner: u32) {
 }
 
 /// What the chart's Secret holds, in files, as the kubelet mounts them.
-fn write_secrets(release: &Release, folder: &Path) {
+fn write_secrets(release: &Release, folder: &Path, group: u32) {
     for (name, value) in release.the("Secret")["data"].as_object().expect("data") {
         let file = folder.join(name);
         let value = BASE64_STANDARD.decode(text(value)).expect("base64");
         fs::write(&file, value).expect("a folder of our own");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o440)).expect("it is ours");
         if geteuid().is_root() {
-            chown(&file, Some(0), Some(USER)).expect("root may");
+            chown(&file, Some(0), Some(group)).expect("root may");
         }
     }
 }
@@ -216,11 +218,14 @@ fn with_env(mut program: Program, container: &Json, database: Option<&str>) -> P
 /// Migrates, serves and tests as the chart would, with its volume or without.
 async fn deployed(values: Json, database: Option<&str>) {
     let release = helm::release(values);
-    let image = Image::build();
+    let mut image = Image::build();
+    if release.pod()["spec"]["securityContext"]["runAsUser"].is_null() {
+        image.user = ASSIGNED_USER;
+    }
     let secrets = image.mount_point("secrets", "/etc/gatekey");
-    write_secrets(&release, &secrets.0);
+    write_secrets(&release, &secrets.0, image.user);
     let volume = image.mount_point("volume", "/var/lib/gatekey");
-    give(&volume.0, USER);
+    give(&volume.0, image.user);
     let mounts = release.server()["volumeMounts"].as_array().expect("mounts");
     let writable = mounts
         .iter()
@@ -229,7 +234,7 @@ async fn deployed(values: Json, database: Option<&str>) {
     let secrets = std::slice::from_ref(&secrets);
     let arguments = |container: &Json| words_of(&container["args"].to_string());
 
-    let migrate = &release.pod()["spec"]["initContainers"][0];
+    let migrate = release.migration();
     let words = [image.entrypoint.clone(), arguments(migrate)].concat();
     let migrated = with_env(image.command(&words, secrets, writable), migrate, database);
     migrated.end().await.was_silent();
@@ -239,7 +244,7 @@ async fn deployed(values: Json, database: Option<&str>) {
     let program = with_env(image.command(&words, secrets, writable), server, database);
     let mut running = program.start();
     let address = running.serving().await;
-    confined(running.id(), writable.is_some());
+    confined(running.id(), image.user, writable.is_some());
 
     // Ready, by the image's own health check, which asks as often as a probe.
     let ready = async {
@@ -257,7 +262,7 @@ async fn deployed(values: Json, database: Option<&str>) {
 }
 
 /// The process is not root, can do nothing that root can, and sees no place to write but the volume.
-fn confined(id: u32, volume: bool) {
+fn confined(id: u32, user: u32, volume: bool) {
     let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -266,7 +271,7 @@ fn confined(id: u32, volume: bool) {
             .to_owned()
     };
     let user = if geteuid().is_root() {
-        USER
+        user
     } else {
         geteuid().as_raw()
     };
@@ -301,6 +306,14 @@ fn confined(id: u32, volume: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_image_serves_on_postgres_with_nothing_to_write_to() {
     let values = json!({"database": {"existingSecret": "db"}, "config": {"logFormat": "text"}, "metrics": {"enabled": false}});
+    deployed(values, Some(&Database::create().await.url())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_image_serves_as_the_user_that_openshift_assigns() {
+    let assigned = json!({"runAsUser": null, "runAsGroup": null, "fsGroup": null});
+    let config = json!({"logFormat": "text"});
+    let values = json!({"database": {"existingSecret": "db"}, "podSecurityContext": assigned, "config": config, "metrics": {"enabled": false}});
     deployed(values, Some(&Database::create().await.url())).await;
 }
 

@@ -1,8 +1,18 @@
 //! The Helm chart, as Helm's own code renders it and Kubernetes' own schemas read it.
 
+mod bounds;
+mod database;
 pub mod lifecycle;
 mod manifests;
-mod refusals;
+mod monitoring;
+mod notes;
+mod options;
+mod overrides;
+mod random;
+mod readme;
+mod secrets;
+mod sizes;
+mod validation;
 
 use std::{
     io::Write as _,
@@ -24,8 +34,6 @@ pub fn chart() -> PathBuf {
 pub struct Release {
     pub objects: Vec<Json>,
     pub notes: String,
-    /// Kinds that Kubernetes itself does not know, and so has no schema for.
-    pub unknown: Vec<String>,
 }
 
 /// The release with these values; asserts that Helm and Kubernetes have nothing against it.
@@ -59,29 +67,34 @@ pub fn release_of(chart: &Path, values: &Json) -> Release {
 
 /// Why these values are refused; asserts that they are.
 pub fn refusals(values: &[Json]) -> Vec<String> {
-    let requests: Vec<_> = values.iter().map(|it| request(it, None)).collect();
-    let answers = ask(&requests);
-    let why = answers.iter().zip(values).map(|(answer, values)| {
-        let why = answer["refused"].as_str();
-        why.unwrap_or_else(|| panic!("not refused: {values}"))
-            .to_owned()
-    });
+    let refused = refused(values).into_iter().zip(values);
+    let why = refused.map(|(why, values)| why.unwrap_or_else(|| panic!("not refused: {values}")));
     why.collect()
 }
 
+/// Why these values are refused, for those that are.
+pub fn refused(values: &[Json]) -> Vec<Option<String>> {
+    let requests = values.iter().map(|values| {
+        let mut request = request(values, None);
+        request["validate"] = json!(false);
+        request
+    });
+    let answers = ask(&requests.collect::<Vec<_>>());
+    let why = answers.iter().map(|it| it["refused"].as_str());
+    why.map(|why| why.map(str::to_owned)).collect()
+}
+
 fn request(values: &Json, cluster: Option<&[Json]>) -> Json {
-    json!({"chart": chart(), "values": values, "cluster": cluster})
+    json!({"chart": chart(), "values": values, "cluster": cluster, "validate": true})
 }
 
 fn accepted(answer: &Json, values: &Json) -> Release {
     assert_eq!(answer["refused"], Json::Null, "{values}");
     assert_eq!(answer["faults"], json!([]), "{values}");
-    let list = |name: &str| answer[name].as_array().expect("a list").clone();
-    let unknown = list("unknown");
+    assert_eq!(answer["unknown"], json!([]), "no schema: {values}");
     Release {
-        objects: list("objects"),
+        objects: answer["objects"].as_array().expect("a list").clone(),
         notes: text(&answer["notes"]).to_owned(),
-        unknown: unknown.iter().map(|kind| text(kind).to_owned()).collect(),
     }
 }
 
@@ -144,6 +157,14 @@ impl Release {
     /// The server's pods.
     pub fn pod(&self) -> &Json {
         &self.the("Deployment")["spec"]["template"]
+    }
+
+    /// The container that migrates the schema.
+    pub fn migration(&self) -> &Json {
+        let containers = self.pod()["spec"]["initContainers"].as_array();
+        let mut containers = containers.into_iter().flatten();
+        let found = containers.find(|it| it["name"] == "migrate");
+        found.expect("an init container migrates")
     }
 
     /// The container that serves.

@@ -15,6 +15,7 @@ mod contract_rotation;
 mod contract_validate;
 mod decisions;
 mod durability;
+mod examples;
 mod explained;
 mod exposition;
 mod fairness;

@@ -1,5 +1,5 @@
-# What `helm test` runs: a key is made, is good, is revoked, and is refused.
-# The token goes by the environment, so that no process list shows it.
+# `helm test` runs this: creates a key, validates it, revokes it, and checks that it is then denied.
+# grpcurl reads the token from the environment, so process lists do not show it.
 TOKEN=$(cat "$SECRETS/admin-token")
 export TOKEN
 
@@ -10,7 +10,7 @@ if [ "$TLS" = true ]; then
 fi
 
 call() {
-    # The transport is no word, or one or two; grpcurl itself puts the token in.
+    # $transport expands to no, one or two arguments; grpcurl itself expands ${TOKEN}.
     # shellcheck disable=SC2086,SC2016
     grpcurl $transport -connect-timeout 10 -max-time 60 -expand-headers -H 'authorization: Bearer ${TOKEN}' \
         -d @ "$ADDRESS" "gatekey.v1.KeyService/$1"
@@ -20,7 +20,7 @@ expect() {
     case $2 in
     *"$3"*) echo "ok: $1" ;;
     *)
-        echo "FAILED: $1: no $3 in the answer:"
+        echo "FAILED: $1: the response lacks $3:"
         echo "$2" | grep -v plaintextKey
         exit 1
         ;;
@@ -29,16 +29,16 @@ expect() {
 
 field() { echo "$2" | sed -n "s/.*\"$1\": \"\([^\"]*\)\".*/\1/p" | head -n 1; }
 
-answer=$(echo '{"tenant_id":"'"$TENANT"'","owner_id":"'"$OWNER"'","label":"helm test","scopes":["'"$SCOPE"'"],"ttl":"600s"}' | call CreateKey)
-expect 'a key is made' "$answer" '"plaintextKey"'
-key=$(field plaintextKey "$answer")
-id=$(field keyId "$answer")
+response=$(echo '{"tenant_id":"'"$TENANT"'","owner_id":"'"$OWNER"'","label":"helm test","scopes":["'"$SCOPE"'"],"ttl":"600s"}' | call CreateKey)
+expect 'CreateKey returns a key' "$response" '"plaintextKey"'
+key=$(field plaintextKey "$response")
+id=$(field keyId "$response")
 
-answer=$(echo '{"key":"'"$key"'","required_scopes":["'"$SCOPE"'"]}' | call Validate)
-expect 'it is good' "$answer" '"allowed": true'
+response=$(echo '{"key":"'"$key"'","required_scopes":["'"$SCOPE"'"]}' | call Validate)
+expect 'Validate allows the key' "$response" '"allowed": true'
 
-answer=$(echo '{"tenant_id":"'"$TENANT"'","key_id":"'"$id"'","reason":"helm test"}' | call RevokeKey)
-expect 'it is revoked on every replica' "$answer" ENFORCEMENT_STATE_ENFORCED
+response=$(echo '{"tenant_id":"'"$TENANT"'","key_id":"'"$id"'","reason":"helm test"}' | call RevokeKey)
+expect 'every replica enforces its revocation' "$response" ENFORCEMENT_STATE_ENFORCED
 
-answer=$(echo '{"key":"'"$key"'"}' | call Validate)
-expect 'it is refused' "$answer" REASON_REVOKED
+response=$(echo '{"key":"'"$key"'"}' | call Validate)
+expect 'Validate denies the key' "$response" REASON_REVOKED

@@ -1,15 +1,15 @@
-"""What Helm and Kubernetes say of the chart.
+"""Renders the chart with Helm's own code and validates the objects with the schemas of Kubernetes and of operators.
 
-Reads JSON requests, one a line: `chart` (a folder), `values`, and `cluster`: the objects that the cluster is to hold,
-or null for a rendering without a cluster. Answers each with a line:
+Reads JSON requests, one per line: `chart` (a folder), `values`, `cluster` (the objects in the cluster, or null to
+render without a cluster), and `validate`. Answers each with a line:
 
-- `refused`: why Helm would not deploy it, or
-- `objects`: what it would deploy; `notes`; `faults`: what Helm's linter, or Kubernetes' schemas, strictly read, have
-  against them; `unknown`: kinds that Kubernetes has no schema for.
+- `refused`: the reason why Helm would not deploy it, or, if `validate` is true:
+  `objects`; `notes`; `faults`: complaints of Helm's linter and of the schemas; `unknown`: kinds without a schema.
 """
 
 import functools
 import http.server
+import importlib
 import json
 import sys
 import threading
@@ -18,11 +18,16 @@ import helm_python as helm
 import kubernetes_validate
 import yaml
 
-# It would read its schemas, 2 MB a version, again for each object.
+# Otherwise it reads its schemas, 2 MB per version, again for each object.
 kubernetes_validate.utils.schema_contents = functools.lru_cache(kubernetes_validate.utils.schema_contents)
 
-# The oldest that Chart.yaml allows, and the newest there are schemas for.
-VERSIONS = ["1.30", "1.37"]
+# From the oldest that Chart.yaml allows to the newest that kubernetes-validate has.
+VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+# The models of custom resources, by API group.
+MODELS = {
+    "monitoring.coreos.com": "cloudcoil.models.prometheus_operator.v1",
+    "cert-manager.io": "cloudcoil.models.cert_manager.v1",
+}
 WARNING = 2
 
 
@@ -83,6 +88,8 @@ def answer(request):
             rendered = render(chart, request["values"], request["cluster"])
         except (helm.HelmValuesError, helm.HelmRenderError) as error:
             return {"refused": str(error)}
+    if not request["validate"]:
+        return {}
 
     report = helm.lint(request["chart"], request["values"], strict=True)
     faults = report["errors"] + [it["error"] for it in report["messages"] if it["severity"] >= WARNING]
@@ -93,15 +100,40 @@ def answer(request):
             continue
         for it in filter(None, yaml.load_all(text, Loader=StrictLoader)):
             objects.append(it)
-            for version in VERSIONS:
-                try:
-                    kubernetes_validate.validate(it, version, strict=True)
-                except kubernetes_validate.SchemaNotFoundError:
-                    unknown.add(it["kind"])
-                except kubernetes_validate.ValidationError as error:
-                    where = ".".join(map(str, error.path))
-                    faults.append(f"{path}, Kubernetes {version}: {where}: {error.message}")
+            found = validate(json.dumps(it))
+            if found is None:
+                unknown.add(it["kind"])
+            faults += [f"{path}, {fault}" for fault in found or []]
     return {"objects": objects, "notes": notes, "faults": faults, "unknown": sorted(unknown)}
+
+
+@functools.cache
+def validate(text):
+    """Returns what the schemas have against an object, or None if there is no schema for it."""
+    it = json.loads(text)
+    group = it["apiVersion"].partition("/")[0]
+    if group in MODELS:
+        return validate_custom(it, importlib.import_module(MODELS[group]))
+    faults = []
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(it, version, strict=True)
+        except kubernetes_validate.SchemaNotFoundError:
+            return None
+        except kubernetes_validate.ValidationError as error:
+            where = ".".join(map(str, error.path))
+            faults.append(f"Kubernetes {version}: {where}: {error.message}")
+    return faults
+
+
+def validate_custom(it, models):
+    """The models ignore unknown fields; these show as fields that a round trip loses."""
+    try:
+        model = getattr(models, it["kind"]).model_validate(it)
+    except ValueError as error:
+        return [f"{it['kind']}: {error}"]
+    kept = model.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return [] if kept == it else [f"{it['kind']}: unknown fields: {it} became {kept}"]
 
 
 for line in sys.stdin:

@@ -39,10 +39,10 @@ pub fn passed(output: &Output) {
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     let steps = [
-        "ok: a key is made",
-        "ok: it is good",
-        "ok: it is revoked on every replica",
-        "ok: it is refused",
+        "ok: CreateKey returns a key",
+        "ok: Validate allows the key",
+        "ok: every replica enforces its revocation",
+        "ok: Validate denies the key",
     ];
     assert_eq!(printed.lines().collect::<Vec<_>>(), steps);
 }
@@ -112,21 +112,28 @@ async fn the_test_of_the_chart_fails_when_a_step_does_not_do_what_it_says() {
     let secrets = secrets(&server.admin_token());
     let release = minimal();
     for (call, answer, failed) in [
-        ("RevokeKey", "ENFORCEMENT_STATE_ENFORCED", "it is refused"),
+        (
+            "RevokeKey",
+            "ENFORCEMENT_STATE_ENFORCED",
+            "Validate denies the key",
+        ),
         (
             "RevokeKey",
             "ENFORCEMENT_STATE_PENDING",
-            "it is revoked on every replica",
+            "every replica enforces its revocation",
         ),
-        ("Validate", "REASON_REVOKED", "it is good"),
-        ("CreateKey", "{}", "a key is made"),
+        ("Validate", "REASON_REVOKED", "Validate allows the key"),
+        ("CreateKey", "{}", "CreateKey returns a key"),
     ] {
         let folder = TempDir::new().expect("a temporary folder");
         let grpcurl = lying(folder.path(), call, answer);
         let output = run(&release, server.addr(), secrets.path(), &grpcurl);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let told = String::from_utf8_lossy(&output.stdout);
-        assert!(told.contains(&format!("FAILED: {failed}: no ")), "{told}");
+        assert!(
+            told.contains(&format!("FAILED: {failed}: the response lacks ")),
+            "{told}"
+        );
     }
 }
 

@@ -1,22 +1,23 @@
 //! What is deployed: with each option on and off, and that its parts fit each other and the program.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    process::Command,
-};
+use std::{collections::BTreeSet, process::Command};
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value as Json, json};
-use tempfile::TempDir;
 
-use super::{Release, copy, env, release, release_into, release_of, releases, text, variable};
+use super::{
+    Release, env,
+    options::{every_release, everything, minimal},
+    release, text, variable,
+};
 use crate::support::tool::run;
 
+/// Settings that stand for another one that the chart sets.
+const ALTERNATIVES: [&str; 1] = ["GATEKEY_DATABASE_URL_FILE"];
 /// Every setting of the contract, each of which the chart sets.
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 21] = [
     "GATEKEY_ADMIN_TOKEN_FILE",
     "GATEKEY_ALLOW_READABLE_SECRETS",
+    "GATEKEY_ARGON2",
     "GATEKEY_CACHE_KEYS",
     "GATEKEY_DATABASE_URL",
     "GATEKEY_DRAIN",
@@ -37,161 +38,11 @@ const SETTINGS: [&str; 20] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 
-/// Nothing but a Secret with the database's URL.
-fn minimal() -> Json {
-    json!({"database": {"existingSecret": "db"}})
-}
-
-/// Everything at once.
-fn everything() -> Json {
-    let mut values = minimal();
-    for (_, option) in options() {
-        let option = option.as_object().expect("values").clone();
-        values.as_object_mut().expect("values").extend(option);
-    }
-    values["tls"] = json!({"enabled": true, "clientCa": {"existingSecret": "ca"}});
-    values["metrics"] = json!({"enabled": true});
-    values["podDisruptionBudget"] = json!({"enabled": true});
-    values["topologySpread"] = json!({"enabled": true});
-    values["serviceAccount"] = json!({"create": true, "annotations": {"iam.example/role": "r"}});
-    values["pepper"] = json!({});
-    values
-}
-
-/// Each option that is off by default, on; and each that is on, off.
-fn options() -> Vec<(&'static str, Json)> {
-    let peer = json!([{"namespaceSelector": {"matchLabels": {"team": "orders"}}}]);
-    let digest = format!("sha256:{}", "0".repeat(64));
-    vec![
-        ("replicas", json!({"replicaCount": 5})),
-        (
-            "image",
-            json!({"image": {"digest": digest, "pullSecrets": [{"name": "registry"}]}}),
-        ),
-        (
-            "own admin token",
-            json!({"adminToken": {"existingSecret": "mine", "key": "token"}}),
-        ),
-        (
-            "own pepper",
-            json!({"pepper": {"existingSecret": "mine", "key": "peppers"}}),
-        ),
-        ("no pepper", json!({"pepper": {"enabled": false}})),
-        (
-            "own TLS",
-            json!({"tls": {"enabled": true, "existingSecret": "mine"}}),
-        ),
-        ("TLS", json!({"tls": {"enabled": true}})),
-        (
-            "client CA",
-            json!({"tls": {"enabled": true, "clientCa": {"existingSecret": "ca", "key": "pem"}}}),
-        ),
-        (
-            "traces",
-            json!({"otel": {"endpoint": "http://collector:4317"}}),
-        ),
-        ("no metrics", json!({"metrics": {"enabled": false}})),
-        ("IPv6", json!({"listenHost": "::"})),
-        (
-            "resources",
-            json!({"resources": {"limits": {"cpu": 4, "memory": "1Gi"}}}),
-        ),
-        (
-            "service",
-            json!({"service": {"type": "LoadBalancer", "annotations": {"a": "b"}, "appProtocol": "grpc"}}),
-        ),
-        (
-            "no service account",
-            json!({"serviceAccount": {"create": false}}),
-        ),
-        ("grace period", json!({"terminationGracePeriodSeconds": 60})),
-        (
-            "no budget",
-            json!({"podDisruptionBudget": {"enabled": false}}),
-        ),
-        (
-            "budget",
-            json!({"podDisruptionBudget": {"maxUnavailable": "50%"}}),
-        ),
-        ("autoscaling", json!({"autoscaling": {"enabled": true}})),
-        ("no spread", json!({"topologySpread": {"enabled": false}})),
-        (
-            "network policy",
-            json!({"networkPolicy": {"enabled": true}}),
-        ),
-        (
-            "network policy for some",
-            json!({"networkPolicy": {
-                "enabled": true,
-                "clients": peer,
-                "scrapers": peer,
-                "database": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
-                "extraEgress": [{"ports": [{"port": 4317}]}],
-            }}),
-        ),
-        (
-            "service monitor",
-            json!({"serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}}}),
-        ),
-        (
-            "placement",
-            json!({
-                "nodeSelector": {"disk": "ssd"},
-                "tolerations": [{"operator": "Exists"}],
-                "affinity": {"podAntiAffinity": {}},
-                "priorityClassName": "high",
-                "podLabels": {"a": "b"},
-                "podAnnotations": {"c": "d"},
-            }),
-        ),
-        (
-            "extras",
-            json!({
-                "extraEnv": [{"name": "OTEL_TRACES_SAMPLER", "value": "always_on"}],
-                "extraVolumes": [{"name": "ca", "secret": {"secretName": "ca"}}],
-                "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/database"}],
-            }),
-        ),
-        ("names", json!({"fullnameOverride": "keys"})),
-        ("a long name", json!({"fullnameOverride": "k".repeat(63)})),
-    ]
-}
-
-/// All options, on PostgreSQL and, where that can be, on SQLite; and everything at once.
-fn every_release() -> Vec<(String, Release)> {
-    let mut all = vec![
-        ("PostgreSQL".to_owned(), minimal()),
-        ("everything".to_owned(), everything()),
-    ];
-    all.push((
-        "SQLite".to_owned(),
-        json!({"database": {"engine": "sqlite"}}),
-    ));
-    let claim = json!({"database": {"engine": "sqlite"}, "sqlite": {"existingClaim": "mine"}});
-    all.push(("SQLite, own volume".to_owned(), claim));
-    for (name, option) in options() {
-        for database in [json!({"existingSecret": "db"}), json!({"engine": "sqlite"})] {
-            let sqlite = database["engine"] == "sqlite";
-            if sqlite && ["replicas", "autoscaling"].contains(&name) {
-                continue; // these are refused
-            }
-            let mut values = option.clone();
-            values["database"] = database;
-            all.push((format!("{name}, SQLite: {sqlite}"), values));
-        }
-    }
-    let (names, values): (Vec<_>, Vec<_>) = all.into_iter().unzip();
-    names.into_iter().zip(releases(values)).collect()
-}
-
 #[test]
 fn every_option_on_and_off_passes_helms_linter_and_kubernetes_schemas_and_fits_together() {
     let releases = every_release(); // which have no faults
     assert!(releases.len() > 50);
     for (name, release) in &releases {
-        let monitored = !release.all("ServiceMonitor").is_empty();
-        let unknown: &[&str] = if monitored { &["ServiceMonitor"] } else { &[] };
-        assert_eq!(release.unknown, unknown, "{name}");
         names_are_names(name, release);
         pods_are_confined(name, release);
         selectors_select(name, release);
@@ -211,27 +62,39 @@ fn names_are_names(of: &str, release: &Release) {
     }
 }
 
+/// The chart's own containers of a pod.
+fn own_containers(pod: &Json) -> impl Iterator<Item = &Json> {
+    let init = pod["initContainers"].as_array().into_iter().flatten();
+    let all = init.chain(pod["containers"].as_array().expect("containers"));
+    all.filter(|it| ["migrate", "gatekey", "lifecycle"].contains(&text(&it["name"])))
+}
+
 fn pods_are_confined(of: &str, release: &Release) {
+    // Options that take the security contexts away are checked in overrides.rs.
+    let own_contexts = of.starts_with("no security contexts") || of.starts_with("assigned user");
     for pod in [release.pod(), release.the("Pod")] {
         let pod = &pod["spec"];
         assert_eq!(pod["automountServiceAccountToken"], false, "{of}");
         assert_eq!(pod["enableServiceLinks"], false, "{of}");
-        let security = &pod["securityContext"];
-        assert_eq!(security["runAsNonRoot"], true, "{of}");
-        assert_eq!(security["runAsUser"], 65532, "{of}");
-        assert_eq!(
-            security["seccompProfile"],
-            json!({"type": "RuntimeDefault"}),
-            "{of}"
-        );
-        let init = pod["initContainers"].as_array().into_iter().flatten();
-        for container in init.chain(pod["containers"].as_array().expect("containers")) {
+        if !own_contexts {
+            let security = &pod["securityContext"];
+            assert_eq!(security["runAsNonRoot"], true, "{of}");
+            assert_eq!(security["runAsUser"], 65532, "{of}");
+            assert_eq!(
+                security["seccompProfile"],
+                json!({"type": "RuntimeDefault"}),
+                "{of}"
+            );
+        }
+        for container in own_containers(pod) {
             let confined = json!({
                 "allowPrivilegeEscalation": false,
                 "readOnlyRootFilesystem": true,
                 "capabilities": {"drop": ["ALL"]},
             });
-            assert_eq!(container["securityContext"], confined, "{of}");
+            if !own_contexts {
+                assert_eq!(container["securityContext"], confined, "{of}");
+            }
             assert!(
                 container["resources"]["limits"]["memory"].is_string(),
                 "{of}"
@@ -255,12 +118,10 @@ fn selectors_select(of: &str, release: &Release) {
     };
     let deployment = &release.the("Deployment")["spec"]["selector"]["matchLabels"];
     let mut selectors = vec![deployment];
-    selectors.extend(
-        release
-            .all("Service")
-            .iter()
-            .map(|it| &it["spec"]["selector"]),
-    );
+    let services = release.all("Service").into_iter();
+    let services = services.filter(|it| it["spec"]["type"] != "ExternalName");
+    let services: Vec<_> = services.collect();
+    selectors.extend(services.iter().map(|it| &it["spec"]["selector"]));
     for budget in release.all("PodDisruptionBudget") {
         selectors.push(&budget["spec"]["selector"]["matchLabels"]);
     }
@@ -277,19 +138,20 @@ fn selectors_select(of: &str, release: &Release) {
     }
     // A Service's port leads to a port of the container, by name.
     let ports = release.server()["ports"].as_array().expect("ports");
-    for service in release.all("Service") {
+    for service in &services {
         for port in service["spec"]["ports"].as_array().expect("ports") {
             let target = ports.iter().find(|it| it["name"] == port["targetPort"]);
             let target = target.unwrap_or_else(|| panic!("{of}: no port for {port}"));
-            assert_eq!(target["containerPort"], port["port"], "{of}");
+            // Nothing translates the ports of a Service without an address.
+            let headless = service["spec"]["clusterIP"] == "None";
+            assert!(!headless || target["containerPort"] == port["port"], "{of}");
         }
     }
-    // One Service is scraped, by a port that it has; Kubernetes knows no schema for this kind.
+    // One Service is scraped, by a port that it has.
     for monitor in release.all("ServiceMonitor") {
         let selector = &monitor["spec"]["selector"]["matchLabels"];
-        let services = release.all("Service");
         let found: Vec<_> = services
-            .into_iter()
+            .iter()
             .filter(|it| selects(selector, &it["metadata"]["labels"]))
             .collect();
         assert_eq!(found.len(), 1, "{of}: {selector}");
@@ -342,6 +204,14 @@ fn volumes_and_secrets_are_there(of: &str, release: &Release) {
                 if foreign.contains(&name) {
                     continue;
                 }
+                // cert-manager creates it.
+                let certificates = release.all("Certificate");
+                if certificates
+                    .iter()
+                    .any(|it| it["spec"]["secretName"] == name)
+                {
+                    continue;
+                }
                 let secret = release.named("Secret", name);
                 for item in items.as_array().expect("items") {
                     let value = secret["data"][text(&item["key"])].as_str();
@@ -390,7 +260,7 @@ fn a_secret_with_the_databases_url_is_all_that_is_needed() {
     assert_eq!(deployment["minReadySeconds"], 30);
 
     let url = json!({"secretKeyRef": {"name": "db", "key": "url"}});
-    let migrate = &release.pod()["spec"]["initContainers"][0];
+    let migrate = release.migration();
     assert_eq!(migrate["args"], json!(["migrate"]));
     for container in [migrate, release.server()] {
         assert_eq!(container["env"][0]["name"], "GATEKEY_DATABASE_URL");
@@ -436,10 +306,7 @@ fn sqlite_is_one_replica_with_a_volume_that_is_gone_before_the_next_comes() {
     let claim = release.the("PersistentVolumeClaim");
     let kept = &claim["metadata"]["annotations"]["helm.sh/resource-policy"];
     assert_eq!(kept, "keep");
-    for container in [
-        release.server(),
-        &release.pod()["spec"]["initContainers"][0],
-    ] {
+    for container in [release.server(), release.migration()] {
         let url = variable(container, "GATEKEY_DATABASE_URL");
         let mounts = container["volumeMounts"].as_array().expect("mounts");
         let data = mounts
@@ -456,10 +323,7 @@ fn sqlite_is_one_replica_with_a_volume_that_is_gone_before_the_next_comes() {
 fn the_chart_sets_every_setting_of_the_program_and_no_other() {
     let mut set = BTreeSet::new();
     let release = release(everything());
-    for container in [
-        release.server(),
-        &release.pod()["spec"]["initContainers"][0],
-    ] {
+    for container in [release.server(), release.migration()] {
         set.extend(env(container).into_iter().map(|(name, _)| name));
     }
     let own: BTreeSet<_> = ["OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER"].into();
@@ -472,132 +336,9 @@ fn the_chart_sets_every_setting_of_the_program_and_no_other() {
     assert!(known.len() >= 9, "{help}");
     for setting in known {
         assert!(
-            set.contains(setting),
+            set.contains(setting) || ALTERNATIVES.contains(&setting),
             "the chart has no value for {setting}"
         );
-    }
-}
-
-#[test]
-fn memory_and_threads_follow_from_the_cache_and_the_cores() {
-    // 128 MiB, 320 bytes a key, 19 MiB a core.
-    for (keys, cores, memory) in [
-        (1_000_000, 2, "472Mi"),
-        (10_000_000, 4, "3256Mi"),
-        (1, 1, "148Mi"),
-        (3_276_800, 1, "1147Mi"),
-        (3_276_801, 1, "1148Mi"),
-    ] {
-        let mut values = minimal();
-        values["cores"] = json!(cores);
-        values["config"] = json!({"cacheKeys": keys});
-        let release = release(values);
-        let server = release.server();
-        let resources = json!({
-            "requests": {"cpu": "500m", "memory": memory},
-            "limits": {"cpu": cores, "memory": memory},
-        });
-        assert_eq!(server["resources"], resources);
-        assert_eq!(variable(server, "GATEKEY_CACHE_KEYS"), keys.to_string());
-        assert_eq!(variable(server, "GATEKEY_WORKERS"), cores.to_string());
-        let warm = keys.min(100_000).to_string();
-        assert_eq!(variable(server, "GATEKEY_WARM_KEYS"), warm);
-    }
-}
-
-#[test]
-fn secrets_are_generated_at_the_first_install_and_kept_by_every_upgrade() {
-    let mut values = minimal();
-    values["tls"] = json!({"enabled": true});
-    let data = |release: &Release| -> BTreeMap<String, Json> {
-        let secrets = release.all("Secret").into_iter();
-        let data = secrets.map(|it| {
-            let policy = &it["metadata"]["annotations"]["helm.sh/resource-policy"];
-            assert_eq!(policy, "keep");
-            (text(&it["metadata"]["name"]).to_owned(), it["data"].clone())
-        });
-        data.collect()
-    };
-    let first = release_into(&[], &values);
-    let generated = data(&first);
-    assert_eq!(
-        generated.keys().collect::<Vec<_>>(),
-        ["release-gatekey", "release-gatekey-tls"]
-    );
-
-    // Another install makes others: they are random.
-    let other = data(&release_into(&[], &values));
-    for (secret, key) in [
-        ("release-gatekey", "admin-token"),
-        ("release-gatekey", "pepper"),
-        ("release-gatekey-tls", "ca.crt"),
-        ("release-gatekey-tls", "tls.crt"),
-        ("release-gatekey-tls", "tls.key"),
-    ] {
-        let of = |data: &BTreeMap<String, Json>| {
-            let bytes = BASE64_STANDARD.decode(text(&data[secret][key]));
-            bytes.expect("data of a Secret is base64")
-        };
-        assert!(of(&generated).len() > 40, "{key}");
-        assert_ne!(of(&generated), of(&other), "{key}");
-    }
-
-    // An upgrade finds them.
-    let cluster = first.all("Secret").into_iter().cloned().collect::<Vec<_>>();
-    assert_eq!(data(&release_into(&cluster, &values)), generated);
-
-    // One that is missing is made, and the others stay.
-    let mut older = cluster.clone();
-    for secret in &mut older {
-        secret["data"]
-            .as_object_mut()
-            .expect("data")
-            .remove("pepper");
-    }
-    let upgraded = data(&release_into(&older, &values));
-    let (before, after) = (&generated["release-gatekey"], &upgraded["release-gatekey"]);
-    assert_eq!(after["admin-token"], before["admin-token"]);
-    assert_ne!(after["pepper"], before["pepper"]);
-    assert_eq!(
-        upgraded["release-gatekey-tls"],
-        generated["release-gatekey-tls"]
-    );
-}
-
-#[test]
-fn secrets_that_are_there_are_used_and_none_is_generated() {
-    let mut values = minimal();
-    values["adminToken"] = json!({"existingSecret": "mine", "key": "token"});
-    values["pepper"] = json!({"existingSecret": "mine", "key": "peppers"});
-    values["tls"] =
-        json!({"enabled": true, "existingSecret": "mine", "clientCa": {"existingSecret": "ca"}});
-    let release = release(values);
-    assert_eq!(release.all("Secret").len(), 0);
-    let sources = &release.pod()["spec"]["volumes"][0]["projected"]["sources"];
-    let item = |secret: &str, items: Json| json!({"secret": {"name": secret, "items": items}});
-    let tls = json!([{"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"}]);
-    let expected = json!([
-        item("mine", json!([{"key": "token", "path": "admin-token"}])),
-        item("mine", json!([{"key": "peppers", "path": "pepper"}])),
-        item("mine", tls),
-        item("ca", json!([{"key": "ca.crt", "path": "client-ca.crt"}])),
-    ]);
-    assert_eq!(sources, &expected);
-    // And they are where the server looks for them.
-    let mounts = release.server()["volumeMounts"].as_array().expect("mounts");
-    let folder = mounts
-        .iter()
-        .find(|it| it["name"] == "secrets")
-        .expect("mounted");
-    for (setting, file) in [
-        ("GATEKEY_ADMIN_TOKEN_FILE", "admin-token"),
-        ("GATEKEY_PEPPER_FILE", "pepper"),
-        ("GATEKEY_TLS_CERT_FILE", "tls.crt"),
-        ("GATEKEY_TLS_KEY_FILE", "tls.key"),
-        ("GATEKEY_TLS_CLIENT_CA_FILE", "client-ca.crt"),
-    ] {
-        let path = format!("{}/{file}", text(&folder["mountPath"]));
-        assert_eq!(variable(release.server(), setting), path);
     }
 }
 
@@ -626,28 +367,4 @@ fn a_network_policy_for_some_lets_the_test_in_and_the_server_out_to_its_database
         .collect();
     let dns = json!([{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]);
     assert_eq!(out, [&dns, &json!([{"port": 6432, "protocol": "TCP"}])]);
-}
-
-#[test]
-fn alert_rules_and_a_dashboard_in_the_chart_are_deployed_as_they_are() {
-    let folder = TempDir::new().expect("a temporary folder");
-    let chart = copy(folder.path());
-    // Their braces are Prometheus' and Grafana's, not Helm's.
-    let rules = "groups:\n  - name: gatekey\n    rules:\n      - alert: Down\n        expr: up == 0\n        \
-                 annotations:\n          summary: '{{ $labels.pod }} is down'\n";
-    let dashboard = "{\n  \"title\": \"gatekey\",\n  \"legend\": \"{{pod}}\"\n}\n";
-    fs::write(chart.join("files/rules.yaml"), rules).expect("the copy takes files");
-    fs::write(chart.join("files/dashboard.json"), dashboard).expect("the copy takes files");
-    let mut values = minimal();
-    values["prometheusRule"] = json!({"enabled": true, "labels": {"release": "prometheus"}});
-    values["dashboard"] = json!({"enabled": true});
-    let release = release_of(&chart, &values);
-    assert_eq!(release.unknown, ["PrometheusRule"]);
-    let rule = release.the("PrometheusRule");
-    let alert = &rule["spec"]["groups"][0]["rules"][0];
-    assert_eq!(alert["annotations"]["summary"], "{{ $labels.pod }} is down");
-    assert_eq!(rule["metadata"]["labels"]["release"], "prometheus");
-    let map = release.the("ConfigMap");
-    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
-    assert_eq!(text(&map["data"]["gatekey.json"]).trim(), dashboard.trim());
 }

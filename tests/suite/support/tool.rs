@@ -178,24 +178,56 @@ pub fn python_with_grpc() -> Command {
     )
 }
 
-/// Python with Helm's own code (4.2.3) and Kubernetes' own schemas (up to 1.37).
+/// Python with Helm's own code (4.2.3), the schemas of Kubernetes (1.25 to 1.37), and models of the custom resources of
+/// the Prometheus operator (0.80) and cert-manager (1.17).
 pub fn python_with_helm() -> Command {
     python_with(
-        "helm-python-sdk-0.2.2",
+        "helm-python-sdk-0.2.2-cloudcoil-0.6.0",
         &[
             "helm-python-sdk==0.2.2",
             "kubernetes-validate==1.37.0",
+            "cloudcoil==0.6.0",
+            "cloudcoil-models-cert-manager==1.17.1.0",
+            "cloudcoil-models-prometheus-operator==0.80.1.0",
+            "annotated-types==0.8.0",
+            "anyio==4.16.0",
             "attrs==26.1.0",
+            "certifi==2026.10.19.post1",
+            "h11==0.16.0",
+            "httpcore==1.0.9",
+            "httpx==0.28.1",
+            "idna==3.20",
             "importlib-resources==7.1.0",
             "jsonschema==4.26.0",
             "jsonschema-specifications==2025.9.1",
             "packaging==26.3",
+            "pydantic==2.14.4",
+            "pydantic-core==2.50.5",
+            "pyyaml==6.0.3",
+            "referencing==0.37.0",
+            "rpds-py==2026.9.1",
+            "typing-extensions==4.16.0",
+            "typing-inspection==0.4.5",
+        ],
+        "import helm_python, kubernetes_validate, cloudcoil.models.cert_manager",
+    )
+}
+
+/// Python with a schema of the compose specification, from check-jsonschema.
+pub fn python_with_compose_schema() -> Command {
+    python_with(
+        "check-jsonschema-0.39.0",
+        &[
+            "check-jsonschema==0.39.0",
+            "attrs==26.1.0",
+            "jsonschema==4.26.0",
+            "jsonschema-specifications==2025.9.1",
             "pyyaml==6.0.3",
             "referencing==0.37.0",
             "rpds-py==2026.9.1",
             "typing-extensions==4.16.0",
         ],
-        "import helm_python, kubernetes_validate",
+        "import importlib.util, jsonschema, yaml; assert importlib.util.find_spec('check_jsonschema')",
     )
 }
 

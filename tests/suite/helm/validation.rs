@@ -1,4 +1,4 @@
-//! What cannot work is refused before anything is deployed, in words that name the value.
+//! Invalid values are refused before anything is deployed, with the name of the value and what is valid.
 
 use serde_json::{Value as Json, json};
 
@@ -6,31 +6,57 @@ use super::{refusals, release};
 
 const SQLITE: &str = "sqlite";
 
-#[test]
-fn what_cannot_work_is_refused_with_the_value_and_what_would_be_right() {
-    let database = json!({"existingSecret": "db"});
-    let cases = [
+/// Databases that no server could use.
+fn invalid_databases() -> Vec<(Json, &'static str)> {
+    vec![
         (
             json!({}),
-            "database.existingSecret is not set, and PostgreSQL needs a URL. Make the Secret and name it:\n    kubectl \
-             -n space create secret generic gatekey-database --from-literal=url=",
+            "PostgreSQL needs database.existingSecret, a Secret with the URL, or database.host. Create the Secret and name \
+             it:\n    kubectl -n space create secret generic gatekey-database --from-literal=url=",
         ),
         (
             json!({"database": {"engine": SQLITE}, "replicaCount": 2}),
-            "replicaCount=2 cannot work with database.engine=sqlite: one process owns the file. Leave replicaCount \
+            "replicaCount=2 is invalid with database.engine=sqlite, which allows one process only. Leave replicaCount \
              unset, or use database.engine=postgres.",
         ),
         (
             json!({"database": {"engine": SQLITE}, "autoscaling": {"enabled": true}}),
-            "autoscaling.enabled=true cannot work with database.engine=sqlite",
+            "autoscaling.enabled=true is invalid with database.engine=sqlite",
         ),
         (
             json!({"database": {"engine": SQLITE, "existingSecret": "db"}}),
-            "database.existingSecret=db is not used with database.engine=sqlite",
+            "database.existingSecret=db has no effect with database.engine=sqlite",
         ),
         (
+            json!({"database": {"existingSecret": "db", "host": "db"}}),
+            "database.host and database.existingSecret exclude each other.",
+        ),
+        (
+            json!({"database": {"existingSecret": "db", "password": {"existingSecret": "pw"}}}),
+            "database.password.existingSecret=pw has no effect without database.host.",
+        ),
+        (
+            json!({"database": {"existingSecret": "db", "sslMode": "require"}}),
+            "database.sslMode=require has no effect without database.host. Put it into the URL.",
+        ),
+        (
+            json!({"database": {"engine": SQLITE, "host": "db"}}),
+            "database.host=db has no effect with database.engine=sqlite",
+        ),
+        (
+            json!({"database": {"host": "db", "password": {"existingSecret": "pw"}}, "extraEnv": [{"name": "PGPASSWORD"}]}),
+            "extraEnv must not set PGPASSWORD together with database.password.existingSecret",
+        ),
+    ]
+}
+
+/// Secrets and certificates that would have no effect, or are missing.
+fn invalid_secrets() -> Vec<(Json, &'static str)> {
+    let database = json!({"existingSecret": "db"});
+    vec![
+        (
             json!({"database": database, "tls": {"existingSecret": "mine"}}),
-            "tls.existingSecret=mine has no effect with tls.enabled=false, and the port would be plaintext.",
+            "tls.existingSecret=mine has no effect with tls.enabled=false: the port would be plaintext.",
         ),
         (
             json!({"database": database, "tls": {"clientCa": {"existingSecret": "mine"}}}),
@@ -41,61 +67,91 @@ fn what_cannot_work_is_refused_with_the_value_and_what_would_be_right() {
             "pepper.existingSecret=mine has no effect with pepper.enabled=false",
         ),
         (
-            json!({"database": database, "config": {"lease": "10"}}),
-            "config.lease=10 cannot work: it must be a duration with its unit, such as 500ms, 10s or 15m.",
+            json!({"database": database, "tls": {"certManager": {"enabled": true, "issuerRef": {"name": "ca"}}}}),
+            "tls.certManager.enabled=true has no effect with tls.enabled=false: the port would be plaintext.",
         ),
         (
-            json!({"database": database, "config": {"maxConnectionAge": ""}}),
-            "config.maxConnectionAge= cannot work: it must be a duration",
+            json!({"database": database, "tls": {"enabled": true, "certManager": {"enabled": true}}}),
+            "tls.certManager.enabled=true requires tls.certManager.issuerRef.name.",
+        ),
+        (
+            json!({"database": database, "tls": {
+                "enabled": true,
+                "existingSecret": "mine",
+                "certManager": {"enabled": true, "issuerRef": {"name": "ca"}},
+            }}),
+            "tls.certManager.enabled and tls.existingSecret exclude each other.",
+        ),
+    ]
+}
+
+/// Pods, Services and monitoring that contradict themselves.
+fn invalid_pods() -> Vec<(Json, &'static str)> {
+    let database = json!({"existingSecret": "db"});
+    vec![
+        (
+            json!({"database": database, "service": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}),
+            "service.loadBalancerSourceRanges has no effect with service.type=ClusterIP.",
+        ),
+        (
+            json!({
+                "database": database,
+                "otel": {"endpoint": "http://collector:4317"},
+                "extraEnv": [{"name": "OTEL_SERVICE_NAME"}],
+            }),
+            "extraEnv must not set OTEL_SERVICE_NAME together with otel.endpoint",
         ),
         (
             json!({"database": database, "terminationGracePeriodSeconds": 25}),
-            "terminationGracePeriodSeconds=25 cannot work: the kubelet would kill calls that may still finish. It must \
-             be more than preStopSeconds + config.drainSeconds = 25; unset, it is.",
+            "terminationGracePeriodSeconds=25 is too short: the kubelet would kill calls that may still finish. It must \
+             exceed preStopSeconds + config.drainSeconds = 25, as its default does.",
         ),
         (
             json!({"database": database, "autoscaling": {"enabled": true, "minReplicas": 11}}),
-            "autoscaling.minReplicas=11 cannot work: it is more than autoscaling.maxReplicas=10.",
+            "autoscaling.minReplicas=11 exceeds autoscaling.maxReplicas=10.",
         ),
         (
             json!({"database": database, "ports": {"health": 50051}}),
-            "ports.grpc=50051, ports.health=50051, ports.metrics=9464 cannot work: each must be a port of its own.",
+            "ports.grpc=50051, ports.health=50051 and ports.metrics=9464 must differ.",
         ),
         (
             json!({"database": database, "extraEnv": [{"name": "GATEKEY_LISTEN", "value": "0.0.0.0:1"}]}),
-            "extraEnv sets GATEKEY_LISTEN, which the chart sets itself.",
+            "extraEnv must not set GATEKEY_LISTEN: the chart sets it.",
         ),
         (
             json!({"database": database, "metrics": {"enabled": false}, "serviceMonitor": {"enabled": true}}),
-            "serviceMonitor.enabled=true cannot work with metrics.enabled=false: there is nothing to scrape.",
+            "serviceMonitor.enabled=true requires metrics.enabled=true.",
         ),
-    ];
+    ]
+}
+
+#[test]
+fn invalid_combinations_are_refused_with_their_names_and_what_is_valid() {
+    let cases = [invalid_databases(), invalid_secrets(), invalid_pods()].concat();
     let (values, words): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
     for (why, words) in refusals(&values).iter().zip(words) {
-        let start = "gatekey cannot be deployed with these values:\n- ";
+        let start = "Invalid values for gatekey:\n- ";
         assert!(why.contains(&format!("{start}{words}")), "{why}");
     }
 }
 
 #[test]
-fn all_that_is_wrong_is_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let why = refusals(&[json!({
         "terminationGracePeriodSeconds": 1,
-        "config": {"lease": "soon"},
         "extraEnv": [{"name": "GATEKEY_LOG"}],
     })]);
     for value in [
-        "- database.existingSecret is",
-        "- config.lease=soon",
+        "- PostgreSQL needs database.existingSecret",
         "- terminationGracePeriodSeconds=1 ",
-        "- extraEnv sets GATEKEY_LOG,",
+        "- extraEnv must not set GATEKEY_LOG:",
     ] {
         assert!(why[0].contains(value), "{why:?}");
     }
 }
 
 #[test]
-fn what_is_just_inside_the_bounds_is_not_refused() {
+fn values_just_inside_the_bounds_are_accepted() {
     release(json!({
         "database": {"existingSecret": "db"},
         "terminationGracePeriodSeconds": 26,

@@ -1,0 +1,94 @@
+//! The examples: what can be checked of them without an engine for containers.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use serde_json::Value as Json;
+use tempfile::TempDir;
+
+use crate::support::tool;
+
+/// Validates a file with the schema of the compose specification, and prints it as JSON.
+const VALIDATE: &str = "
+import importlib.util, json, jsonschema, pathlib, sys, yaml
+package = importlib.util.find_spec('check_jsonschema').submodule_search_locations[0]
+schema = pathlib.Path(package, 'builtin_schemas/vendor/compose-spec.json')
+compose = yaml.safe_load(open(sys.argv[1]))
+jsonschema.validate(compose, json.loads(schema.read_text()))
+print(json.dumps(compose))
+";
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The compose file, which follows the schema.
+fn compose() -> Json {
+    let mut python = tool::python_with_compose_schema();
+    let file = repository().join("examples/compose/compose.yaml");
+    let json = tool::run(python.args(["-c", VALIDATE]).arg(file));
+    serde_json::from_str(&json).expect("JSON")
+}
+
+#[test]
+fn the_compose_file_follows_the_schema_and_mounts_files_of_this_repository() {
+    let compose = compose();
+    let services = compose["services"].as_object().expect("services");
+    let mut files = 0;
+    for (name, service) in services {
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let (source, _) = volume
+                .as_str()
+                .and_then(|it| it.split_once(':'))
+                .expect("a volume");
+            if source.starts_with('.') {
+                let path = repository().join("examples/compose").join(source);
+                assert!(path.exists(), "{name}: {source}");
+                files += 1;
+            } else {
+                let volumes = compose["volumes"].as_object().expect("volumes");
+                assert!(volumes.contains_key(source), "{name}: {source}");
+            }
+        }
+        // Nobody else on the network of this machine reaches it.
+        for port in service["ports"].as_array().into_iter().flatten() {
+            assert!(
+                port.as_str().is_some_and(|it| it.starts_with("127.0.0.1:")),
+                "{name}: {port}"
+            );
+        }
+    }
+    assert_eq!(files, 5);
+}
+
+#[test]
+fn the_compose_file_sets_variables_that_the_program_has() {
+    let help = tool::run(Command::new(env!("CARGO_BIN_EXE_gatekey")).arg("--help"));
+    let known = help.split("[env: ").skip(1);
+    let known: BTreeSet<_> = known.filter_map(|it| it.split(['=', ']']).next()).collect();
+    let compose = compose();
+    let environment = compose["services"]["gatekey"]["environment"].as_object();
+    let set = environment.expect("variables").keys().map(String::as_str);
+    let set: Vec<_> = set.filter(|it| it.starts_with("GATEKEY_")).collect();
+    assert!(set.len() > 3);
+    for name in set {
+        assert!(known.contains(name), "{name} is none of {known:?}");
+    }
+}
+
+#[test]
+fn promtool_accepts_the_configuration_of_prometheus() {
+    let folder = TempDir::new().expect("a temporary folder");
+    for file in [
+        "examples/compose/prometheus.yml",
+        "helm/gatekey/files/rules.yaml",
+    ] {
+        let source = repository().join(file);
+        let target = folder.path().join(source.file_name().expect("a name"));
+        fs::copy(source, target).expect("the folder takes files");
+    }
+    let [_, promtool] = tool::prometheus();
+    let mut check = Command::new(&promtool[0]);
+    check.args(&promtool[1..]).args(["check", "config"]);
+    let printed = tool::run(check.arg(folder.path().join("prometheus.yml")));
+    assert!(printed.contains("1 rule files found"), "{printed}");
+}
