@@ -49,4 +49,5 @@ mod tls;
 mod tools;
 mod traces;
 mod usage;
+mod validating;
 mod warm;
