@@ -27,6 +27,7 @@ mod limits;
 mod listing;
 mod metrics;
 mod model;
+mod pages;
 mod peppers;
 mod program;
 mod promise;
