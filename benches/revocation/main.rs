@@ -79,7 +79,7 @@ async fn measure() -> (Report, Vec<Curve>) {
     ));
     report.remark("Polling: behind PgBouncer in transaction mode, where no notification arrives.");
     for (name, pooled, limits) in [
-        ("told by notifications", false, [10.0, 50.0]),
+        ("with notifications", false, [10.0, 50.0]),
         ("polling", true, [f64::INFINITY, 400.0]),
     ] {
         let replicas = Replicas::start(pooled, REVOCATIONS, TIMES, KEYS_AT_ONCE).await;

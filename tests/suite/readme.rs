@@ -9,7 +9,7 @@ use crate::{
     program::Program,
     support::{
         Database, Gatekey,
-        tool::{grpcurl, run},
+        tool::{grpcurl, run, sqlite3_folder},
     },
 };
 
@@ -71,13 +71,19 @@ pub fn prove_page(page: &str, server: &Gatekey) {
     }
 }
 
-/// Runs commands written for a server at the usual address, in the folder of this one, with grpcurl on the path.
+/// Runs commands written for a server at the usual address, in the folder of this one, with the tools that they need on
+/// the path.
 pub fn shell(commands: &str, server: &Gatekey) -> String {
     let commands = commands.replace("127.0.0.1:50051", &server.addr().to_string());
-    let grpcurl = tokio::task::block_in_place(grpcurl);
-    let tools = grpcurl.parent().expect("a tool is in a folder").display();
-    let path = format!("{tools}:{}", std::env::var("PATH").unwrap_or_default());
     tokio::task::block_in_place(|| {
+        let grpcurl = grpcurl();
+        let mut folders = vec![grpcurl.parent().expect("a tool is in a folder").to_owned()];
+        if commands.contains("sqlite3 ") {
+            folders.push(sqlite3_folder());
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        folders.extend(std::env::split_paths(&path));
+        let path = std::env::join_paths(folders).expect("a path has no colon");
         run(Command::new("bash")
             .args(["-euc", &commands])
             .env("PATH", path)
@@ -93,8 +99,8 @@ async fn every_command_of_the_tour_prints_what_the_readme_says() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_commands_for_postgresql_make_secrets_that_it_serves_with() {
-    let readme = include_str!("../../README.md");
-    let (_, block) = readme.split_once("```\numask 077\n").expect("the block");
+    let page = include_str!("../../docs/configuration.md");
+    let (_, block) = page.split_once("```\numask 077\n").expect("the block");
     let (commands, _) = block.split_once("```").expect("a block has an end");
     let database = Database::create().await;
     // The shell becomes the server, so that it ends with the test.
@@ -124,9 +130,9 @@ async fn the_commands_for_postgresql_make_secrets_that_it_serves_with() {
 }
 
 #[test]
-fn the_readme_tells_every_setting() {
+fn the_page_of_configuration_has_every_setting() {
     let help = run(Command::new(env!("CARGO_BIN_EXE_gatekey")).arg("--help"));
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/configuration.md");
     let settings: Vec<_> = help
         .split("[env: ")
         .skip(1)
@@ -135,6 +141,6 @@ fn the_readme_tells_every_setting() {
     assert!(settings.len() >= 8, "{help}");
     for setting in settings {
         let told = |row: &str| row.starts_with("| ") && row.contains(&format!("`{setting}`"));
-        assert!(readme.lines().any(told), "{setting}");
+        assert!(page.lines().any(told), "{setting}");
     }
 }

