@@ -1,10 +1,13 @@
 //! The commands of the pages in `docs`, run as a reader would run them, and what the pages claim about the code.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use gatekey::grpc::proto::Reason;
 
-use crate::{readme::prove_page, support::Gatekey};
+use crate::{
+    readme::prove_page,
+    support::{Gatekey, tool::run},
+};
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
@@ -31,15 +34,12 @@ async fn a_backup_by_the_commands_of_operations_can_be_started() {
     let (_, after) = admin.issue("default", &["*"]).await;
 
     let backup = server.folder().join("backup/gatekey.db");
-    let restored = server
-        .setup()
-        .clone()
-        .env(
-            "GATEKEY_DATABASE_URL",
-            format!("sqlite://{}", backup.display()),
-        )
-        .start()
-        .await;
+    let url = format!("sqlite://{}", backup.display());
+    run(Command::new(env!("CARGO_BIN_EXE_gatekey"))
+        .args(["migrate", "--restored", "--database-url", &url])
+        .current_dir(server.folder()));
+    let restored = server.setup().clone().env("GATEKEY_DATABASE_URL", url);
+    let restored = restored.start().await;
     let admin = restored.admin().await;
     assert_eq!(admin.reason(&before).await, Reason::Allowed);
     assert_eq!(admin.reason(&revoked_plaintext).await, Reason::Revoked);
