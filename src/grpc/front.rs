@@ -189,7 +189,7 @@ impl Front {
                 // Apart, so that the usual one has little to carry.
                 Arrived::Other(body) => {
                     let request = http::Request::from_parts(parts, body);
-                    let answer = Box::pin(self.validate_late(request, asker.clone())).await;
+                    let answer = Box::pin(self.validate_late(request, asker.clone(), began)).await;
                     return self.decided(answer, &peer, Some(&asker));
                 }
             },
@@ -203,6 +203,7 @@ impl Front {
         &self,
         request: http::Request<Again<B>>,
         asker: Asker,
+        began: Option<Instant>,
     ) -> http::Response<Reply>
     where
         B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
@@ -218,9 +219,10 @@ impl Front {
             Ok(whole) => whole,
             Err(status) => return unary::write(Err(status), connection),
         };
+        // What the client took to send the rest does not count.
+        let began = began.map(|_| Instant::now());
         match unary::arrived(&parts.headers, body).await {
             Arrived::Message(message) => {
-                let began = calls::begin_sampled();
                 let answer = doors.answer_validate(&asker, message).await;
                 doors.calls.count(&answer, began);
                 unary::write(answer, connection)
@@ -229,7 +231,11 @@ impl Front {
                 let mut grpc =
                     Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
                 let doors = Arc::clone(doors);
-                let validate = Validate { doors, asker };
+                let validate = Validate {
+                    doors,
+                    asker,
+                    began,
+                };
                 let request = http::Request::from_parts(parts, body);
                 let answer = grpc.unary(validate, request).await;
                 let outgoing =
@@ -427,6 +433,8 @@ impl Tell for House {
 struct Validate {
     doors: Arc<Doors>,
     asker: Asker,
+    /// When it began, if its duration is measured.
+    began: Option<Instant>,
 }
 
 impl UnaryService<ValidateRequest> for Validate {
@@ -434,9 +442,8 @@ impl UnaryService<ValidateRequest> for Validate {
     type Future = BoxFuture<Response<Answer>, Status>;
 
     fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
-        let (doors, asker) = (Arc::clone(&self.doors), self.asker.clone());
+        let (doors, asker, began) = (Arc::clone(&self.doors), self.asker.clone(), self.began);
         Box::pin(async move {
-            let began = calls::begin_sampled();
             let answer = doors.answer_validate(&asker, request.into_inner()).await;
             doors.calls.count(&answer, began);
             Ok(Response::new(answer?))
