@@ -130,6 +130,7 @@ fn grant(key_id: KeyId) -> Grant {
         hash_version: HASH_VERSION.to_owned(),
         created_revision: 1,
         revision: 1,
+        unreadable: false,
     };
     Grant {
         key,

@@ -44,6 +44,9 @@ pub struct Key {
     pub created_revision: i64,
     /// The revision of its last change.
     pub revision: i64,
+    /// Whether a part of its row could not be read. It is then suspended, and has a default where
+    /// its value is not known: it can be shown and revoked, and nothing else.
+    pub unreadable: bool,
 }
 
 /// When, by whom and why a key was revoked. It cannot be undone.
@@ -144,6 +147,7 @@ impl Key {
             hash_version: HASH_VERSION.to_owned(),
             created_revision: 1,
             revision: 1,
+            unreadable: false,
         }
     }
 }

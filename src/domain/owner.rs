@@ -19,4 +19,6 @@ pub struct Owner {
     pub display_name: String,
     /// The revision of its last change.
     pub revision: i64,
+    /// Whether a part of its row could not be read. It is then suspended.
+    pub unreadable: bool,
 }

@@ -368,6 +368,7 @@ mod tests {
                 suspended: false,
                 display_name: String::new(),
                 revision: 1,
+                unreadable: false,
             }),
             tenant: Tenant::default(),
         }

@@ -45,6 +45,8 @@ pub struct Tenant {
     pub basic_usernames: Vec<String>,
     /// The revision of the last change.
     pub revision: i64,
+    /// Whether a part of its row could not be read. It is then suspended.
+    pub unreadable: bool,
 }
 
 /// What creating a key over the limit does.
@@ -71,6 +73,8 @@ pub enum Rule {
     MaxTtl(Duration),
     #[error("the owner has as many active keys as the tenant allows: {0}")]
     MaxActiveKeysPerOwner(u32),
+    #[error("a part of the tenant's record cannot be read: write it anew")]
+    TenantUnreadable,
     #[error("the tenant requires the owner to have a record: see PutOwner")]
     RequireOwner,
     #[error("the tenant requires the owner to have the scope {0}")]
@@ -81,12 +85,12 @@ impl Tenant {
     /// Checks that the tenant may get new keys.
     ///
     /// # Errors
-    /// [`Rule::TenantSuspended`].
+    /// [`Rule::TenantUnreadable`] or [`Rule::TenantSuspended`].
     pub fn admit_new_keys(&self) -> Result<(), Rule> {
-        if self.suspended {
-            Err(Rule::TenantSuspended)
-        } else {
-            Ok(())
+        match (self.unreadable, self.suspended) {
+            (true, _) => Err(Rule::TenantUnreadable),
+            (false, true) => Err(Rule::TenantSuspended),
+            (false, false) => Ok(()),
         }
     }
 

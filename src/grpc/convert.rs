@@ -60,6 +60,7 @@ pub(super) fn key(key: Key, now: Timestamp) -> proto::Key {
         rotated_to: key.rotated_to.map(|id| id.to_string()).unwrap_or_default(),
         hash_version: key.hash_version,
         revision: key.revision,
+        unreadable: key.unreadable,
     }
 }
 
@@ -72,6 +73,7 @@ pub(super) fn owner(owner: Owner) -> proto::Owner {
         suspended: owner.suspended,
         display_name: owner.display_name,
         revision: owner.revision,
+        unreadable: owner.unreadable,
     }
 }
 
@@ -99,6 +101,7 @@ pub(super) fn tenant(tenant: Tenant) -> proto::Tenant {
             .unwrap_or_default(),
         basic_usernames: tenant.basic_usernames,
         revision: tenant.revision,
+        unreadable: tenant.unreadable,
     }
 }
 

@@ -100,6 +100,7 @@ fn parse_owner(owner: proto::Owner) -> Result<Owner, Invalid> {
         suspended: owner.suspended,
         display_name: fields.line("owner.display_name", owner.display_name, 0..=255),
         revision: 0,
+        unreadable: false,
     };
     fields.check()?;
     Ok(parsed)

@@ -252,7 +252,7 @@ impl From<StoreError> for Status {
         // Here it is handled, and so here it is logged, with the driver's own words.
         warn!(error = &error as &dyn Error, "the store failed");
         match error {
-            StoreError::Unavailable(_) | StoreError::Interrupted(_) => {
+            StoreError::Unavailable(_) | StoreError::Interrupted(_) | StoreError::ReadOnly => {
                 retry_later(Code::Unavailable, "STORE_UNAVAILABLE", &error.to_string())
             }
             StoreError::Unknown(_) => retry_later(
@@ -305,6 +305,7 @@ impl From<Refused> for Status {
             Refused::NotHeld => (Code::PermissionDenied, "SCOPE_NOT_HELD"),
             Refused::Stronger => (Code::PermissionDenied, "STRONGER_PRINCIPAL"),
             Refused::KeyRevoked => (Code::FailedPrecondition, "KEY_REVOKED"),
+            Refused::KeyUnreadable => (Code::FailedPrecondition, "KEY_UNREADABLE"),
             Refused::KeyExpired => (Code::FailedPrecondition, "KEY_EXPIRED"),
             Refused::KeySuspended => (Code::FailedPrecondition, "KEY_SUSPENDED"),
         };
@@ -353,6 +354,7 @@ fn name(rule: &Rule) -> &'static str {
         Rule::RequireExpiry => "REQUIRE_EXPIRY",
         Rule::MaxTtl(_) => "MAX_TTL",
         Rule::MaxActiveKeysPerOwner(_) => "MAX_ACTIVE_KEYS_PER_OWNER",
+        Rule::TenantUnreadable => "TENANT_UNREADABLE",
         Rule::RequireOwner => "REQUIRE_OWNER",
         Rule::RequiredOwnerScope(_) => "REQUIRED_OWNER_SCOPE",
     }

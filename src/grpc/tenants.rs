@@ -131,6 +131,7 @@ fn parse_tenant(tenant: proto::Tenant) -> Result<Tenant, Invalid> {
             USERNAMES_MAX,
         ),
         revision: 0,
+        unreadable: false,
     };
     if parsed
         .max_ttl

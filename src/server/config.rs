@@ -4,16 +4,19 @@
 //! line that names the variable, the value and what would be right.
 
 use std::{
-    env, fmt,
+    env, fmt, fs, io,
     net::{SocketAddr, ToSocketAddrs as _},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::Duration,
 };
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    parser::ValueSource,
+};
 use tracing::level_filters::LevelFilter;
 
 use super::{environment, telemetry::LogFormat};
@@ -85,10 +88,20 @@ pub struct Config {
         env = "GATEKEY_DATABASE_URL",
         default_value = "sqlite://gatekey.db",
         value_name = "URL",
+        value_parser = parse_database_url,
         hide_env_values = true,
         global = true
     )]
     pub database_url: String,
+
+    /// A file with the database URL in it, instead of the URL itself
+    #[arg(
+        long,
+        env = "GATEKEY_DATABASE_URL_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    pub database_url_file: Option<PathBuf>,
 
     /// The credential that may do everything, 32 bytes or more. Made when missing on SQLite
     #[arg(
@@ -274,6 +287,7 @@ impl fmt::Debug for Config {
             .field("metrics_listen", &self.metrics_listen)
             .field("health_listen", &self.health_listen)
             .field("database_url", &self.shown_database_url())
+            .field("database_url_file", &self.database_url_file)
             .field("admin_token_file", &self.admin_token_file)
             .field("pepper_file", &self.pepper_file)
             .field("argon2", &self.argon2)
@@ -299,13 +313,43 @@ impl fmt::Debug for Config {
 /// # Errors
 /// The exit code, once help, the version or the error has been printed.
 pub fn parse() -> Result<(Command, Config), ExitCode> {
-    let parsed = environment::without_empty(Cli::command())
-        .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    match parsed {
-        Ok(cli) => Ok((cli.command.unwrap_or(Command::Serve), cli.config)),
-        Err(error) => Err(environment::explain(&Cli::command(), &error)),
+    let explain = |error| environment::explain(&Cli::command(), &error);
+    let matches = environment::without_empty(Cli::command()).try_get_matches();
+    let matches = matches.map_err(explain)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(explain)?;
+    // A flag after the subcommand is the subcommand's.
+    let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
+    let url = [&matches, inner].map(|matches| matches.value_source("database_url"));
+    let url_given = url
+        .iter()
+        .flatten()
+        .any(|source| *source != ValueSource::DefaultValue);
+    if let Some(file) = &cli.config.database_url_file {
+        cli.config.database_url = read_database_url(file, url_given).map_err(|why| {
+            eprintln!(
+                "gatekey: GATEKEY_DATABASE_URL_FILE is invalid: {}: {why}",
+                file.display()
+            );
+            ExitCode::from(2)
+        })?;
     }
+    Ok((cli.command.unwrap_or(Command::Serve), cli.config))
+}
+
+/// The database URL in this file. `url_given`: there is one without it.
+fn read_database_url(file: &Path, url_given: bool) -> Result<String, String> {
+    if url_given {
+        return Err("GATEKEY_DATABASE_URL is set as well: set one of the two".to_owned());
+    }
+    let text = fs::read_to_string(file).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => "its content must be UTF-8".to_owned(),
+        _ => error.to_string(),
+    })?;
+    let url = text.trim();
+    if url.is_empty() || url.contains(char::is_whitespace) {
+        return Err("the file must have one line, the URL".to_owned());
+    }
+    Ok(url.to_owned())
 }
 
 /// The variables in the environment that look like settings but are not, each with the nearest
@@ -313,6 +357,15 @@ pub fn parse() -> Result<(Command, Config), ExitCode> {
 #[must_use]
 pub fn unknown_variables() -> Vec<(String, String)> {
     environment::unknown(&Cli::command(), env::vars_os())
+}
+
+/// The URL without white space around it, as an `echo` into a secret leaves it.
+fn parse_database_url(text: &str) -> Result<String, String> {
+    let url = text.trim();
+    if url.is_empty() {
+        return Err("must not be empty".to_owned());
+    }
+    Ok(url.to_owned())
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

@@ -36,7 +36,11 @@ use self::{
     workers::Workers,
 };
 use crate::{
-    domain::clock::{Clock as _, SystemClock},
+    domain::{
+        caller::TenantSet,
+        clock::{Clock as _, SystemClock, Timestamp},
+        page::Page,
+    },
     grpc::{Calls, DESCRIPTORS, Doors, House, Infrastructure, MESSAGE_MAX, trace::TraceLayer},
     meter::Tell,
     service::{
@@ -52,11 +56,13 @@ use crate::{
         validator::Validator,
         warm::Warmer,
     },
-    store::{self, Engine, LogPosition, OpenError, Store, StoreError},
+    store::{self, Engine, EventQuery, LogPosition, OpenError, Store, StoreError},
 };
 
 /// How long a store that does not answer is tried at the start.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// By how much the clocks of replicas may differ at the start of one.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
@@ -81,6 +87,10 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error("the process cannot be set up: {0}")]
     Process(#[from] io::Error),
+    #[error(
+        "the clock is wrong: it says {now}, before the newest event in the database, of {newest}: set the clock of this machine, or of the one that wrote the event"
+    )]
+    Clock { now: Timestamp, newest: Timestamp },
     #[error("the server is not ready: {0}")]
     NotReady(&'static str),
 }
@@ -143,7 +153,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
 
     let tls = Tls::start(config)?;
     let store = tokio::select! {
-        store = open_store(config) => store?,
+        store = open_to_serve(config) => store?,
         // Nothing has been begun.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
@@ -265,7 +275,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     loop {
         match store::open(&config.database_url).await {
             Ok(store) => return Ok(store),
-            Err(error @ OpenError::Unreachable(_)) if started.elapsed() < STORE_PATIENCE => {
+            Err(error) if error.may_pass() && started.elapsed() < STORE_PATIENCE => {
                 if !told {
                     let error = &error as &dyn std::error::Error;
                     warn!(error, "the store does not answer yet: trying for 30 s");
@@ -276,6 +286,44 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             Err(error) => return Err(bad_store(config, &error)),
         }
     }
+}
+
+/// Opens the store once the clock can be trusted with it.
+async fn open_to_serve(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let store = open_store(config).await?;
+    check_clock(&*store).await?;
+    Ok(store)
+}
+
+/// Waits until the wall clock is not before the newest event, and gives up where that would take
+/// long: with a clock that was set back, keys that have expired would work again.
+async fn check_clock(store: &dyn Store) -> Result<(), StartError> {
+    let query = EventQuery {
+        tenants: TenantSet::All,
+        key_id: None,
+        owner_id: None,
+        actor: None,
+        kinds: Vec::new(),
+        after: None,
+        before: None,
+    };
+    let newest = Page {
+        after: None,
+        size: 1,
+    };
+    let Some(newest) = store.list_events(&query, &newest).await?.pop() else {
+        return Ok(());
+    };
+    let (now, newest) = (SystemClock.now(), newest.change.at);
+    let behind = newest.since(now);
+    if behind > CLOCK_SKEW {
+        return Err(StartError::Clock { now, newest });
+    }
+    if !behind.is_zero() {
+        warn!(%now, %newest, "the clock is behind the newest event: waiting until it is not");
+        time::sleep(behind).await;
+    }
+    Ok(())
 }
 
 /// Reads the two secret files, and sees that the peppers are the store's.

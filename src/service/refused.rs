@@ -37,6 +37,8 @@ pub enum Refused {
     RequestRepeated(KeyId),
     #[error("the key is revoked, for ever")]
     KeyRevoked,
+    #[error("a part of the key's record cannot be read: the key can only be revoked")]
+    KeyUnreadable,
     #[error("the key is expired")]
     KeyExpired,
     #[error("the key is suspended: resume it first")]

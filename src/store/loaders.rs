@@ -58,11 +58,7 @@ impl<DB: Database> Loaders<DB> {
 
     /// Keeps a connection that has just answered. After an error all go back to the pool: what broke
     /// one may have broken the others.
-    pub(super) fn settle<T>(
-        &self,
-        lent: Lent<DB>,
-        answer: Result<T, sqlx::Error>,
-    ) -> Result<T, sqlx::Error> {
+    pub(super) fn settle<T, E>(&self, lent: Lent<DB>, answer: Result<T, E>) -> Result<T, E> {
         let mut kept = self.kept();
         if answer.is_err() {
             kept.clear();
@@ -108,10 +104,10 @@ mod tests {
         let pool = pool.connect("sqlite::memory:").await.unwrap();
         let loaders = Loaders::new(pool.clone(), 1);
         let (first, second) = (loaders.take().await.unwrap(), loaders.take().await.unwrap());
-        loaders.settle(first, Ok(())).unwrap();
+        loaders.settle(first, Ok::<_, sqlx::Error>(())).unwrap();
         assert_eq!(loaders.kept().len(), 1);
         let closing = loaders.close();
-        let late = async { loaders.settle(second, Ok(())) };
+        let late = async { loaders.settle(second, Ok::<_, sqlx::Error>(())) };
         let closed = timeout(Duration::from_secs(10), async {
             tokio::join!(closing, late)
         });
@@ -124,7 +120,7 @@ mod tests {
         let pool = pool.connect("sqlite::memory:").await.unwrap();
         let loaders = Loaders::new(pool, 2);
         let (first, second) = (loaders.take().await.unwrap(), loaders.take().await.unwrap());
-        loaders.settle(first, Ok(())).unwrap();
+        loaders.settle(first, Ok::<_, sqlx::Error>(())).unwrap();
         let broken = loaders.settle(second, Err::<(), _>(sqlx::Error::WorkerCrashed));
         assert!(broken.is_err() && loaders.kept().is_empty());
     }

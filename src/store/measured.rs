@@ -11,13 +11,15 @@ use super::{
     Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition, Member,
     Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     retry::{SILENCE, again, in_time},
+    trust::Trust,
+    writable::Writable,
 };
 use crate::{
     domain::{
         caller::TenantSet,
         clock::Timestamp,
         event::{Change, Event},
-        key::{Key, Mac, Verifier},
+        key::{Key, Mac, Revocation, Verifier},
         owner::Owner,
         page::Page,
         scope::Scopes,
@@ -83,6 +85,8 @@ impl Call {
 struct Calls {
     took: [Durations; CALLS],
     failed: Tally<CALLS>,
+    trust: Arc<Trust>,
+    writable: Writable,
 }
 
 impl Calls {
@@ -91,7 +95,28 @@ impl Calls {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        self.run(call, again(work)).await
+        let noted = || async { self.noted(work().await) };
+        self.run(call, again(noted)).await
+    }
+
+    /// Replaces connections after an answer from a server that takes no changes.
+    fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if matches!(done, Err(StoreError::ReadOnly)) {
+            self.trust.lose();
+        }
+        done
+    }
+
+    /// A step of a change, which is given up when the database stays silent.
+    async fn step<T>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let done = in_time(work).await;
+        if let Err(error) = &done {
+            self.writable.fail(error);
+        }
+        done
     }
 
     async fn run<T>(
@@ -100,7 +125,7 @@ impl Calls {
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let began = Instant::now();
-        let done = meter::child(call.names().1, SpanKind::Client, work).await;
+        let done = self.noted(meter::child(call.names().1, SpanKind::Client, work).await);
         self.took[call as usize].note(began.elapsed());
         if done.is_err() {
             self.failed.add(call as usize, 1);
@@ -115,15 +140,33 @@ pub(super) struct Measured<S> {
     calls: Arc<Calls>,
 }
 
-impl<S> Measured<S> {
-    pub(super) fn new(store: S) -> Self {
+impl<S: Store> Measured<S> {
+    /// The store, and what finds out when changes can be written again: it ends with the store.
+    /// `trust` is what its pools obey.
+    pub(super) fn start(store: S, trust: Arc<Trust>) -> Arc<Self> {
         let calls = Arc::new(Calls {
             took: array::from_fn(|_| Durations::cold()),
             failed: Tally::default(),
+            trust,
+            writable: Writable::default(),
         });
-        Self { store, calls }
+        let this = Arc::new(Self { store, calls });
+        let weak = Arc::downgrade(&this);
+        tokio::spawn(async move {
+            loop {
+                time::sleep(PROBE_EVERY).await;
+                let Some(this) = weak.upgrade() else { return };
+                if !this.calls.writable.get() && this.probe_changes().await.is_ok() {
+                    this.calls.writable.succeed();
+                }
+            }
+        });
+        this
     }
 }
+
+/// How often it is tried whether changes can be written, while they cannot.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 impl<S: Store> Tell for Measured<S> {
     fn tell(&self, page: &mut meter::Page<'_>) -> fmt::Result {
@@ -138,6 +181,11 @@ impl<S: Store> Tell for Measured<S> {
             "gatekey_store_failures_total",
             "Calls of the store that failed",
             calls().map(|(labels, call)| (labels, failed[call])),
+        )?;
+        page.gauge(
+            "gatekey_database_writable",
+            "1 while changes can be written to the database, 0 from a change that could not be until one can",
+            u32::from(self.calls.writable.get()),
         )?;
         self.store.tell(page)
     }
@@ -299,10 +347,8 @@ impl<S: Store> Store for Measured<S> {
     }
 
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
-        let mutation = self
-            .calls
-            .retried(Call::Begin, || self.store.begin())
-            .await?;
+        let begun = self.calls.retried(Call::Begin, || self.store.begin()).await;
+        let mutation = begun.inspect_err(|error| self.calls.writable.fail(error))?;
         Ok(Box::new(MeasuredMutation {
             mutation,
             calls: Arc::clone(&self.calls),
@@ -323,6 +369,11 @@ impl<S: Store> Store for Measured<S> {
     async fn forget_pepper_checks(&self) -> Result<(), StoreError> {
         let work = in_time(self.store.forget_pepper_checks());
         self.calls.run(Call::Pepper, work).await
+    }
+
+    async fn probe_changes(&self) -> Result<(), StoreError> {
+        let work = in_time(self.store.probe_changes());
+        self.calls.run(Call::Commit, work).await
     }
 
     async fn count_by_pepper(
@@ -364,15 +415,17 @@ impl Mutation for MeasuredMutation {
     }
 
     async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        in_time(self.mutation.find_key(id)).await
+        self.calls.step(self.mutation.find_key(id)).await
     }
 
     async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        in_time(self.mutation.find_owner(tenant, owner)).await
+        self.calls
+            .step(self.mutation.find_owner(tenant, owner))
+            .await
     }
 
     async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        in_time(self.mutation.find_tenant(tenant)).await
+        self.calls.step(self.mutation.find_tenant(tenant)).await
     }
 
     async fn find_request(
@@ -380,7 +433,9 @@ impl Mutation for MeasuredMutation {
         tenant: &str,
         request_id: &str,
     ) -> Result<Option<KeyId>, StoreError> {
-        in_time(self.mutation.find_request(tenant, request_id)).await
+        self.calls
+            .step(self.mutation.find_request(tenant, request_id))
+            .await
     }
 
     async fn list_living(
@@ -389,7 +444,9 @@ impl Mutation for MeasuredMutation {
         owner: Option<&str>,
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError> {
-        in_time(self.mutation.list_living(tenant, owner, now)).await
+        self.calls
+            .step(self.mutation.list_living(tenant, owner, now))
+            .await
     }
 
     async fn living_scopes(
@@ -398,7 +455,9 @@ impl Mutation for MeasuredMutation {
         owner: &str,
         now: Timestamp,
     ) -> Result<Vec<Scopes>, StoreError> {
-        in_time(self.mutation.living_scopes(tenant, owner, now)).await
+        self.calls
+            .step(self.mutation.living_scopes(tenant, owner, now))
+            .await
     }
 
     async fn insert_key(
@@ -407,11 +466,17 @@ impl Mutation for MeasuredMutation {
         verifier: &Verifier,
         request_id: Option<&str>,
     ) -> Result<(), StoreError> {
-        in_time(self.mutation.insert_key(key, verifier, request_id)).await
+        self.calls
+            .step(self.mutation.insert_key(key, verifier, request_id))
+            .await
     }
 
     async fn update_key(&mut self, key: &Key) -> Result<(), StoreError> {
-        in_time(self.mutation.update_key(key)).await
+        self.calls.step(self.mutation.update_key(key)).await
+    }
+
+    async fn revoke_key(&mut self, id: KeyId, revoked: &Revocation) -> Result<(), StoreError> {
+        self.calls.step(self.mutation.revoke_key(id, revoked)).await
     }
 
     async fn revoke_living(
@@ -422,19 +487,23 @@ impl Mutation for MeasuredMutation {
         by: &str,
         reason: &str,
     ) -> Result<(), StoreError> {
-        in_time(self.mutation.revoke_living(tenant, owner, now, by, reason)).await
+        self.calls
+            .step(self.mutation.revoke_living(tenant, owner, now, by, reason))
+            .await
     }
 
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
-        in_time(self.mutation.put_owner(owner)).await
+        self.calls.step(self.mutation.put_owner(owner)).await
     }
 
     async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError> {
-        in_time(self.mutation.delete_owner(tenant, owner)).await
+        self.calls
+            .step(self.mutation.delete_owner(tenant, owner))
+            .await
     }
 
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError> {
-        in_time(self.mutation.put_tenant(tenant)).await
+        self.calls.step(self.mutation.put_tenant(tenant)).await
     }
 
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError> {
@@ -443,6 +512,11 @@ impl Mutation for MeasuredMutation {
             let committed = time::timeout(SILENCE, mutation.commit(change)).await;
             committed.unwrap_or_else(|late| Err(StoreError::Unknown(late.into())))
         };
-        calls.run(Call::Commit, commit).await
+        let committed = calls.run(Call::Commit, commit).await;
+        match &committed {
+            Ok(()) => calls.writable.succeed(),
+            Err(error) => calls.writable.fail(error),
+        }
+        committed
     }
 }

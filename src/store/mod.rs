@@ -9,13 +9,16 @@ mod column;
 pub mod listing;
 mod loaders;
 mod measured;
+mod open_error;
 mod postgres;
 mod retry;
 mod sqlite;
 pub mod text;
+mod trust;
 mod warm;
+mod writable;
 
-use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::error::DatabaseError;
@@ -25,7 +28,7 @@ use crate::domain::{
     caller::TenantSet,
     clock::Timestamp,
     event::{Change, Event, EventKind},
-    key::{Grant, Key, KeyState, Mac, Verifier},
+    key::{Grant, Key, KeyState, Mac, Revocation, Verifier},
     owner::Owner,
     page::Page,
     scope::Scopes,
@@ -35,6 +38,7 @@ use crate::domain::{
 };
 use crate::meter::Tell;
 
+pub use open_error::OpenError;
 pub use warm::{WarmKey, WarmPage, WarmQuery, WarmSet};
 
 /// Why the store gave no answer.
@@ -48,41 +52,18 @@ pub enum StoreError {
     /// been tried again already, where that is safe.
     #[error("the store broke off")]
     Interrupted(#[source] Box<dyn Error + Send + Sync>),
+    /// It takes no changes: it is a standby, or a primary that was made read-only. What it says may
+    /// be long out of date, and so does not count.
+    #[error(
+        "the database takes no changes: it is a standby, or default_transaction_read_only is on"
+    )]
+    ReadOnly,
     /// It did not say whether it carried out a change.
     #[error("the store did not say whether the change was made")]
     Unknown(#[source] Box<dyn Error + Send + Sync>),
     /// It holds what this program would not have written.
     #[error("the store holds a value that cannot be read: {0}")]
     Corrupt(&'static str),
-}
-
-/// Why a store could not be opened.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    #[error("it is neither sqlite://<file> nor postgres://<user>@<host>/<database>")]
-    Url,
-    #[error("an SQLite store is a file: a store in memory would lose every key")]
-    InMemory,
-    #[error("another gatekey serves {}: stop it, or give this one a file of its own", .0.display())]
-    InUse(PathBuf),
-    #[error("the file {} cannot be used: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error(
-        "its schema has version {0}, which this gatekey does not know: run the gatekey that made it, or a newer one"
-    )]
-    NewerSchema(i64),
-    #[error("its schema cannot be brought up to date")]
-    Migration(#[source] Box<dyn Error + Send + Sync>),
-    #[error(
-        "there is a transaction pooler before it that does not keep prepared statements: PgBouncer does from 1.21 on, with max_prepared_statements above 0"
-    )]
-    Pooler,
-    /// It may answer later.
-    #[error("it does not answer")]
-    Unreachable(#[source] Box<dyn Error + Send + Sync>),
-    /// It answered, and refused.
-    #[error("it refuses: {0}")]
-    Refused(String),
 }
 
 /// What one Validate reads, of one moment.
@@ -305,6 +286,9 @@ pub trait Store: Replicas + Tell {
     /// Forgets all peppers' check values, so that a new pepper can be used when all are lost.
     async fn forget_pepper_checks(&self) -> Result<(), StoreError>;
 
+    /// Writes what changes nothing, to find out whether changes can be written.
+    async fn probe_changes(&self) -> Result<(), StoreError>;
+
     /// How many keys that are neither revoked nor expired have a MAC under which pepper; `None`:
     /// they have none.
     async fn count_by_pepper(
@@ -375,6 +359,9 @@ pub trait Mutation: Send {
     /// Writes all that may change of a key.
     async fn update_key(&mut self, key: &Key) -> Result<(), StoreError>;
 
+    /// Revokes a key, whatever else can be read of it.
+    async fn revoke_key(&mut self, id: KeyId, revoked: &Revocation) -> Result<(), StoreError>;
+
     /// Revokes at once all that [`Mutation::list_living`] lists.
     async fn revoke_living(
         &mut self,
@@ -438,6 +425,9 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::Decode(_)
             | sqlx::Error::RowNotFound => Self::Corrupt("a row"),
             sqlx::Error::Io(_) => Self::Interrupted(error.into()),
+            sqlx::Error::Database(ref answer) if answer.code().as_deref() == Some(READ_ONLY) => {
+                Self::ReadOnly
+            }
             sqlx::Error::Database(ref answer) if passes(&**answer) => {
                 Self::Interrupted(error.into())
             }
@@ -446,47 +436,16 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// PostgreSQL's code of a statement that would change something where nothing can be changed.
+const READ_ONLY: &str = "25006";
+
 /// Whether what the database says may be otherwise the next time, on a new connection.
 fn passes(answer: &dyn DatabaseError) -> bool {
     // PostgreSQL's classes: 08 connection, 40 serialization and deadlocks, 57P it is stopping or
-    // starting; 25006 it is (now) read-only; 53300 too many connections.
+    // starting; 53300 too many connections.
     answer.code().is_some_and(|code| {
-        ["08", "40", "57P", "25006", "53300"]
+        ["08", "40", "57P", "53300"]
             .iter()
             .any(|class| code.starts_with(class))
     })
-}
-
-impl From<sqlx::Error> for OpenError {
-    fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::Configuration(_) => Self::Url,
-            // A statement's name is another's (42P05) or unknown (26000): sessions were swapped.
-            sqlx::Error::Database(answer)
-                if matches!(answer.code().as_deref(), Some("42P05" | "26000")) =>
-            {
-                Self::Pooler
-            }
-            // 57P: it is stopping or starting; 53300: too many connections.
-            sqlx::Error::Database(answer)
-                if !answer
-                    .code()
-                    .is_some_and(|code| code.starts_with("57P") || code == "53300") =>
-            {
-                Self::Refused(answer.message().to_owned())
-            }
-            other => Self::Unreachable(other.into()),
-        }
-    }
-}
-
-impl From<sqlx::migrate::MigrateError> for OpenError {
-    fn from(error: sqlx::migrate::MigrateError) -> Self {
-        use sqlx::migrate::MigrateError;
-        match error {
-            MigrateError::VersionMissing(version) => Self::NewerSchema(version),
-            MigrateError::Execute(error) => error.into(),
-            other => Self::Migration(other.into()),
-        }
-    }
 }

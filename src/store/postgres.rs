@@ -3,30 +3,28 @@
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgPool,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
-    query, query_scalar,
+    query, query_scalar, raw_sql,
 };
 use tokio::{sync::Mutex, time};
 
-use super::{OpenError, Store, loaders::Loaders, measured::Measured, text};
+use super::{
+    OpenError, Store, StoreError, loaders::Loaders, measured::Measured, text, trust::Trust,
+};
+
+mod schema;
 
 #[path = "sql.rs"]
 mod sql;
 
 type Db = sqlx::Postgres;
 
-/// A mutation, with limits that the server keeps by itself, so that a replica that hangs holds up
-/// nobody for ever. They are told here and not as the connection starts, for a transaction pooler
-/// refuses that.
-const BEGIN: &str = "BEGIN; \
-     SET LOCAL statement_timeout = '30s'; \
-     SET LOCAL lock_timeout = '10s'; \
-     SET LOCAL idle_in_transaction_session_timeout = '10s'";
-/// The statements that read many keys at once: all, those that were used, those that were not.
-const WARM: [&str; 3] = text::WARM_POSTGRES;
+const DIALECT: text::Dialect = text::POSTGRES;
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "strpos";
+/// Whether this session can change anything: it is on a primary, and not read-only.
+const IS_WRITABLE: &str = "SELECT current_setting('transaction_read_only') = 'off'";
 
 /// Reads have connections of their own, so that mutations, which wait for each other, cannot keep a
 /// Validate from the store.
@@ -44,33 +42,83 @@ const LISTEN_RETRY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a connection may be idle and still be taken for one that answers.
 const IDLE: Duration = Duration::from_secs(1);
-/// Any number, as long as every release has the same.
-const MIGRATION_LOCK: i64 = 0x6761_7465_6b65_7900;
-
 pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let options = PgConnectOptions::from_str(url)?
         .application_name("gatekey")
         .extra_float_digits(None) // no number here is a float, and a transaction pooler refuses it
         .disable_statement_logging();
-    let migrating = pool(1, options.clone()).await?;
-    migrate(&migrating).await?;
-    migrating.close().await;
-    let reader = pool(READERS, options.clone()).await?;
-    let writer = pool(WRITERS, options.clone()).await?;
-    let pulse = pool(PULSES, options).await?;
+    // By itself, because a pool hides why it could not connect.
+    let connecting = time::timeout(PATIENCE, options.connect()).await;
+    let mut connection = connecting
+        .map_err(|_| OpenError::Unreachable(format!("no answer within {PATIENCE:?}")))??;
+    let limits = AssertSqlSafe(limits("SET"));
+    raw_sql(limits).execute(&mut connection).await?;
+    let schema = schema::prepare(&mut connection).await?;
+    let _ = connection.close().await;
+    let trust = Arc::<Trust>::default();
+    let session = Arc::<str>::from(settings("SET", &schema));
+    let pool = |connections| pool(connections, options.clone(), &session, &trust);
+    let (reader, writer, pulse) = (
+        pool(READERS).await?,
+        pool(WRITERS).await?,
+        pool(PULSES).await?,
+    );
     for pool in [&reader, &writer, &pulse] {
         // Sessions that a pooler mixes up show with the first statements of the same name.
-        query(text::HEAD).execute(pool).await?;
+        let head = query(DIALECT.head).fetch_one(pool).await?;
+        if !head.try_get("writable")? {
+            return Err(OpenError::ReadOnly);
+        }
     }
-    Ok(Arc::new(Measured::new(sql::SqlStore {
+    let store = sql::SqlStore {
         loaders: Loaders::new(reader.clone(), LOADERS),
         reader,
         writer,
         pulse,
         hints: Hints::default(),
         loads_at_once: LOADS,
+        begin: format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; {}",
+            settings("SET LOCAL", &schema)
+        ),
         lock: None,
-    })))
+    };
+    Ok(Measured::start(store, trust))
+}
+
+/// What must hold whatever the server, the database or the role has as its defaults. For each
+/// transaction that changes something it is said again, because behind a transaction pooler the
+/// next statement may run in another session; a pooler refuses it as the connection starts.
+///
+/// The timeouts are kept by the server, so that a replica that hangs holds up nobody for ever.
+/// `default_transaction_read_only` is left as it is: it is how a primary is fenced.
+fn settings(set: &str, schema: &str) -> String {
+    let path = format!("{set} search_path = {}; ", quoted(schema));
+    path + &limits(set)
+}
+
+/// The same without the schema, which is not known at first.
+fn limits(set: &str) -> String {
+    [
+        ("statement_timeout", "'30s'"),
+        ("lock_timeout", "'10s'"),
+        ("idle_in_transaction_session_timeout", "'10s'"),
+        ("synchronous_commit", "on"),
+        ("default_transaction_isolation", "'read committed'"),
+    ]
+    .map(|(name, value)| format!("{set} {name} = {value}"))
+    .join("; ")
+}
+
+/// A name as SQL has it.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Refuses a session that takes no changes.
+async fn admit(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let writable: bool = query_scalar(IS_WRITABLE).fetch_one(connection).await?;
+    writable.then_some(()).ok_or(StoreError::ReadOnly)
 }
 
 /// Notifications: they get lost when the listener reconnects, and a half-open connection brings
@@ -146,41 +194,40 @@ async fn shares_sessions(pool: &PgPool) -> Result<bool, sqlx::Error> {
     let mut first = pool.acquire().await?;
     for _ in 0..LOOKS {
         let before = session(SESSION).fetch_one(&mut *first).await?;
-        let mut second = pool.begin().await?;
-        let theirs = session(SESSION).fetch_one(&mut *second).await?;
+        let mut second = sql::Transaction::begin(pool, "BEGIN").await?;
+        let theirs = session(SESSION).fetch_one(second.connection()).await?;
         // Theirs is taken while their transaction is open.
         if theirs == before || session(SESSION).fetch_one(&mut *first).await? != before {
             return Ok(true);
         }
-        second.rollback().await?;
+        second.commit().await?;
     }
     Ok(false)
 }
 
-/// Brings the schema up to date. Replicas that start together take turns: the lock is the
-/// transaction's, and not the session's as sqlx's own would be, for behind a transaction pooler
-/// the unlocking could reach another session.
-async fn migrate(pool: &PgPool) -> Result<(), OpenError> {
-    let mut transaction = pool.begin().await?;
-    query("SELECT pg_advisory_xact_lock($1)")
-        .bind(MIGRATION_LOCK)
-        .execute(&mut *transaction)
-        .await?;
-    let mut migrations = sqlx::migrate!("migrations/postgres");
-    migrations.set_locking(false);
-    migrations.run(&mut *transaction).await?;
-    Ok(transaction.commit().await?)
-}
-
-async fn pool(connections: u32, options: PgConnectOptions) -> Result<PgPool, OpenError> {
+async fn pool(
+    connections: u32,
+    options: PgConnectOptions,
+    session: &Arc<str>,
+    trust: &Arc<Trust>,
+) -> Result<PgPool, OpenError> {
+    let (session, trust) = (Arc::clone(session), Arc::clone(trust));
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)
         // A trip that doubles what a read costs: only where a connection may have been broken off
         // meanwhile. What is broken off nevertheless is tried again.
         .test_before_acquire(false)
-        .before_acquire(|connection, pooled| {
+        .after_connect(move |connection, _| {
+            let settings = AssertSqlSafe(session.to_string());
+            Box::pin(async move { raw_sql(settings).execute(connection).await.map(drop) })
+        })
+        .before_acquire(move |connection, pooled| {
+            let trusted = trust.covers(pooled.age);
             Box::pin(async move {
+                if !trusted {
+                    return Ok(false);
+                }
                 if pooled.idle_for > IDLE {
                     connection.ping().await?;
                 }

@@ -24,7 +24,7 @@ where
 {
     for pause in AGAIN_AFTER {
         match in_time(run()).await {
-            Err(StoreError::Interrupted(_)) => time::sleep(pause).await,
+            Err(StoreError::Interrupted(_) | StoreError::ReadOnly) => time::sleep(pause).await,
             answered => return answered,
         }
     }

@@ -1,6 +1,7 @@
 //! Rows as values of the domain. Compiled once for each engine, like `sql.rs`.
 //!
-//! What cannot be read is [`StoreError::Corrupt`], naming the column and never its content.
+//! What cannot be read of a key, an owner or a tenant makes it `unreadable`, which denies; what cannot
+//! be read of anything else is [`StoreError::Corrupt`], naming the column and never its content.
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::{
         owner::Owner,
         scope::{Scope, Scopes},
         tenant::{OnLimit, Tenant},
+        token::KeyId,
         usage::Use,
     },
     store::{
@@ -26,132 +28,198 @@ use crate::{
 
 type Row = <Db as Database>::Row;
 
-pub(super) fn key(row: &Row) -> Result<Key, StoreError> {
-    let revoked_at: Option<i64> = row.try_get("k_revoked_at")?;
-    let revoked = match revoked_at {
-        None => None,
-        Some(at) => Some(Revocation {
-            at: Timestamp::from_micros(at),
-            by: row
-                .try_get::<Option<_>, _>("k_revoked_by")?
-                .unwrap_or_default(),
-            reason: row
-                .try_get::<Option<_>, _>("k_revoke_reason")?
-                .unwrap_or_default(),
-        }),
-    };
-    Ok(Key {
-        key_id: key_id(row.try_get("k_key_id")?)?,
-        tenant_id: row.try_get("k_tenant_id")?,
-        owner_id: row.try_get("k_owner_id")?,
-        label: row.try_get("k_label")?,
-        description: row.try_get("k_description")?,
-        prefix: row.try_get("k_prefix")?,
-        scopes: scopes(row.try_get("k_scopes")?)?,
-        audiences: json(row.try_get("k_audiences")?, "audiences")?,
-        allowed_cidrs: cidrs(row.try_get("k_allowed_cidrs")?)?,
-        metadata: json(row.try_get("k_metadata")?, "metadata")?,
-        suspended: row.try_get("k_suspended")?,
-        created_at: Timestamp::from_micros(row.try_get("k_created_at")?),
-        created_by: row.try_get("k_created_by")?,
-        expires_at: row
-            .try_get::<Option<_>, _>("k_expires_at")?
-            .map(Timestamp::from_micros),
+/// Reads the columns of a row one by one. A column that cannot be read is its type's default value,
+/// and makes the whole row unreadable: whatever it belongs to is shown and denied.
+struct Columns<'r> {
+    row: &'r Row,
+    unreadable: bool,
+}
+
+impl<'r> Columns<'r> {
+    fn of(row: &'r Row) -> Self {
+        Self {
+            row,
+            unreadable: false,
+        }
+    }
+
+    fn get<T>(&mut self, column: &str) -> T
+    where
+        T: Default + sqlx::Type<Db> + sqlx::Decode<'r, Db>,
+    {
+        let value = self.row.try_get(column).map_err(StoreError::from);
+        self.readable(value)
+    }
+
+    /// The value of a text, read by `parse`.
+    fn parsed<T: Default>(
+        &mut self,
+        column: &str,
+        parse: impl FnOnce(&str) -> Result<T, StoreError>,
+    ) -> T {
+        let text = self.row.try_get(column).map_err(StoreError::from);
+        self.readable(text.and_then(parse))
+    }
+
+    /// The same where there may be no value.
+    fn parsed_if_any<C, T>(
+        &mut self,
+        column: &str,
+        parse: impl FnOnce(C) -> Result<T, StoreError>,
+    ) -> Option<T>
+    where
+        Option<C>: sqlx::Type<Db> + sqlx::Decode<'r, Db>,
+    {
+        let value = self.row.try_get::<Option<C>, _>(column);
+        let value = value.map_err(StoreError::from);
+        self.readable(value.and_then(|value| value.map(parse).transpose()))
+    }
+
+    fn time_if_any(&mut self, column: &str) -> Option<Timestamp> {
+        let micros: Option<i64> = self.get(column);
+        micros.map(Timestamp::from_micros)
+    }
+
+    fn readable<T: Default>(&mut self, value: Result<T, StoreError>) -> T {
+        value.unwrap_or_else(|_| {
+            self.unreadable = true;
+            T::default()
+        })
+    }
+}
+
+pub(super) fn key(row: &Row) -> Key {
+    let mut columns = Columns::of(row);
+    let id = columns.parsed("k_key_id", |id| key_id(id).map(Some));
+    let revoked = columns.time_if_any("k_revoked_at").map(|at| Revocation {
+        at,
+        by: columns.get::<Option<_>>("k_revoked_by").unwrap_or_default(),
+        reason: columns
+            .get::<Option<_>>("k_revoke_reason")
+            .unwrap_or_default(),
+    });
+    let mut key = Key {
+        key_id: id.unwrap_or(KeyId::NONE),
+        tenant_id: columns.get("k_tenant_id"),
+        owner_id: columns.get("k_owner_id"),
+        label: columns.get("k_label"),
+        description: columns.get("k_description"),
+        prefix: columns.get("k_prefix"),
+        scopes: columns.parsed("k_scopes", scopes),
+        audiences: columns.parsed("k_audiences", |text| json(text, "audiences")),
+        allowed_cidrs: columns.parsed("k_allowed_cidrs", cidrs),
+        metadata: columns.parsed("k_metadata", |text| json(text, "metadata")),
+        suspended: columns.get("k_suspended"),
+        created_at: Timestamp::from_micros(columns.get("k_created_at")),
+        created_by: columns.get("k_created_by"),
+        expires_at: columns.time_if_any("k_expires_at"),
         revoked,
-        rotated_from: row
-            .try_get::<Option<_>, _>("k_rotated_from")?
-            .map(key_id)
-            .transpose()?,
-        rotated_to: row
-            .try_get::<Option<_>, _>("k_rotated_to")?
-            .map(key_id)
-            .transpose()?,
-        hash_version: row.try_get("k_hash_version")?,
-        created_revision: row.try_get("k_created_revision")?,
-        revision: row.try_get("k_revision")?,
+        rotated_from: columns.parsed_if_any("k_rotated_from", key_id),
+        rotated_to: columns.parsed_if_any("k_rotated_to", key_id),
+        hash_version: columns.get("k_hash_version"),
+        created_revision: columns.get("k_created_revision"),
+        revision: columns.get("k_revision"),
         last_used: None,
-    })
+        unreadable: false,
+    };
+    key.unreadable = columns.unreadable;
+    // What it may do is not known.
+    key.suspended |= key.unreadable;
+    key
 }
 
 /// A key with its last use.
-pub(super) fn used_key(row: &Row) -> Result<Key, StoreError> {
-    let at: Option<i64> = row.try_get("u_last_used_at")?;
-    let from: Option<&str> = row.try_get("u_last_used_ip")?;
-    let from = from.map(str::parse).transpose();
-    let from = from.map_err(|_| StoreError::Corrupt("last_used_ip"))?;
-    Ok(Key {
-        last_used: at.map(Timestamp::from_micros).map(|at| Use { at, from }),
-        ..key(row)?
-    })
+pub(super) fn used_key(row: &Row) -> Key {
+    let mut columns = Columns::of(row);
+    let at = columns.time_if_any("u_last_used_at");
+    let from = columns.parsed_if_any("u_last_used_ip", |ip: &str| {
+        ip.parse().map_err(|_| StoreError::Corrupt("last_used_ip"))
+    });
+    let key = key(row);
+    Key {
+        // It decides nothing about the key.
+        last_used: at.map(|at| Use { at, from }),
+        unreadable: key.unreadable || columns.unreadable,
+        ..key
+    }
 }
 
-pub(super) fn verifier(row: &Row) -> Result<Verifier, StoreError> {
-    let value: Option<Vec<u8>> = row.try_get("secret_mac")?;
-    let pepper: Option<String> = row.try_get("mac_pepper")?;
-    let mac = match value.zip(pepper) {
-        None => None,
-        Some((value, pepper_id)) => Some(Mac {
-            pepper_id,
-            value: value
-                .try_into()
-                .map_err(|_| StoreError::Corrupt("secret_mac"))?,
-        }),
+/// What a secret is checked against. A verifier that cannot be read verifies nothing.
+pub(super) fn verifier(row: &Row) -> Verifier {
+    let mut columns = Columns::of(row);
+    let value = columns.parsed_if_any("secret_mac", |mac: &[u8]| {
+        let mac = mac.try_into();
+        mac.map_err(|_| StoreError::Corrupt("secret_mac"))
+    });
+    let pepper: Option<String> = columns.get("mac_pepper");
+    let verifier = Verifier {
+        phc: columns.get("secret_phc"),
+        mac: value
+            .zip(pepper)
+            .map(|(value, pepper_id)| Mac { pepper_id, value }),
     };
-    Ok(Verifier {
-        phc: row.try_get("secret_phc")?,
-        mac,
-    })
+    if columns.unreadable {
+        return Verifier {
+            phc: String::new(),
+            mac: None,
+        };
+    }
+    verifier
 }
 
 /// The owner, where one was joined.
-pub(super) fn owner_if_any(row: &Row) -> Result<Option<Owner>, StoreError> {
-    let recorded = row.try_get::<Option<&str>, _>("o_owner_id")?.is_some();
-    recorded.then(|| owner(row)).transpose()
+pub(super) fn owner_if_any(row: &Row) -> Option<Owner> {
+    // What cannot be read is there.
+    let recorded = !matches!(row.try_get::<Option<&str>, _>("o_owner_id"), Ok(None));
+    recorded.then(|| owner(row))
 }
 
-pub(super) fn owner(row: &Row) -> Result<Owner, StoreError> {
-    Ok(Owner {
-        tenant_id: row.try_get("o_tenant_id")?,
-        owner_id: row.try_get("o_owner_id")?,
-        scopes: scopes(row.try_get("o_scopes")?)?,
-        audiences: json(row.try_get("o_audiences")?, "audiences")?,
-        suspended: row.try_get("o_suspended")?,
-        display_name: row.try_get("o_display_name")?,
-        revision: row.try_get("o_revision")?,
-    })
+pub(super) fn owner(row: &Row) -> Owner {
+    let mut columns = Columns::of(row);
+    let mut owner = Owner {
+        tenant_id: columns.get("o_tenant_id"),
+        owner_id: columns.get("o_owner_id"),
+        scopes: columns.parsed("o_scopes", scopes),
+        audiences: columns.parsed("o_audiences", |text| json(text, "audiences")),
+        suspended: columns.get("o_suspended"),
+        display_name: columns.get("o_display_name"),
+        revision: columns.get("o_revision"),
+        unreadable: false,
+    };
+    owner.unreadable = columns.unreadable;
+    owner.suspended |= owner.unreadable;
+    owner
 }
 
-pub(super) fn tenant(row: &Row) -> Result<Tenant, StoreError> {
-    let required: Option<&str> = row.try_get("t_required_owner_scope")?;
-    let limit: i64 = row.try_get("t_max_active_keys_per_owner")?;
-    let replace_oldest: bool = row.try_get("t_replace_oldest")?;
-    Ok(Tenant {
-        tenant_id: row.try_get("t_tenant_id")?,
-        display_name: row.try_get("t_display_name")?,
-        suspended: row.try_get("t_suspended")?,
-        key_prefix: row.try_get("t_key_prefix")?,
-        scope_catalog: scopes(row.try_get("t_scope_catalog")?)?,
-        default_ttl: row
-            .try_get::<Option<_>, _>("t_default_ttl")?
-            .map(span)
-            .transpose()?,
-        max_ttl: row
-            .try_get::<Option<_>, _>("t_max_ttl")?
-            .map(span)
-            .transpose()?,
-        require_expiry: row.try_get("t_require_expiry")?,
-        max_active_keys_per_owner: u32::try_from(limit)
-            .map_err(|_| StoreError::Corrupt("max_active_keys_per_owner"))?,
-        on_limit: if replace_oldest {
+pub(super) fn tenant(row: &Row) -> Tenant {
+    let mut columns = Columns::of(row);
+    let limit: i64 = columns.get("t_max_active_keys_per_owner");
+    let limit = u32::try_from(limit);
+    let limit = limit.map_err(|_| StoreError::Corrupt("max_active_keys_per_owner"));
+    let mut tenant = Tenant {
+        tenant_id: columns.get("t_tenant_id"),
+        display_name: columns.get("t_display_name"),
+        suspended: columns.get("t_suspended"),
+        key_prefix: columns.get("t_key_prefix"),
+        scope_catalog: columns.parsed("t_scope_catalog", scopes),
+        default_ttl: columns.parsed_if_any("t_default_ttl", span),
+        max_ttl: columns.parsed_if_any("t_max_ttl", span),
+        require_expiry: columns.get("t_require_expiry"),
+        max_active_keys_per_owner: columns.readable(limit),
+        on_limit: if columns.get("t_replace_oldest") {
             OnLimit::ReplaceOldest
         } else {
             OnLimit::Reject
         },
-        require_owner: row.try_get("t_require_owner")?,
-        required_owner_scope: required.map(scope).transpose()?,
-        basic_usernames: json(row.try_get("t_basic_usernames")?, "basic_usernames")?,
-        revision: row.try_get("t_revision")?,
-    })
+        require_owner: columns.get("t_require_owner"),
+        required_owner_scope: columns.parsed_if_any("t_required_owner_scope", scope),
+        basic_usernames: columns.parsed("t_basic_usernames", |text| json(text, "basic_usernames")),
+        revision: columns.get("t_revision"),
+        unreadable: false,
+    };
+    tenant.unreadable = columns.unreadable;
+    tenant.suspended |= tenant.unreadable;
+    tenant
 }
 
 pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
@@ -173,13 +241,17 @@ pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
     })
 }
 
-pub(super) fn member(row: &Row) -> Result<Member, StoreError> {
-    Ok(Member {
-        id: row.try_get("id")?,
+/// A member; `None` where the row says that there is none.
+pub(super) fn member(row: &Row) -> Result<Option<Member>, StoreError> {
+    let Some(id) = row.try_get("id")? else {
+        return Ok(None);
+    };
+    Ok(Some(Member {
+        id,
         applied: row.try_get("applied_revision")?,
         renewals: row.try_get("renewals")?,
         lease: span(row.try_get("lease")?)?,
-    })
+    }))
 }
 
 /// A list or a map as a column holds it.

@@ -7,16 +7,16 @@ use std::{fmt, fs::File, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    Database, Pool, QueryBuilder, Row as _, Transaction, query, query::Query, query_scalar,
+    Database, Pool, QueryBuilder, Row as _, pool::PoolConnection, query, query::Query, query_scalar,
 };
 
-use super::{BEGIN, Db, Hints, POSITION, WARM};
+use super::{DIALECT, Db, Hints, POSITION};
 use crate::{
     domain::{
         caller::TenantSet,
         clock::Timestamp,
         event::{Change, Event},
-        key::{Grant, Key, Mac, Verifier},
+        key::{Grant, Key, Mac, Revocation, Verifier},
         owner::Owner,
         page::Page,
         scope::{Scope, Scopes},
@@ -37,8 +37,11 @@ use crate::{
 
 #[path = "row.rs"]
 mod row;
+#[path = "transaction.rs"]
+mod transaction;
 
 use row::{as_json, as_micros, scopes_as_json};
+pub(in crate::store) use transaction::Transaction;
 
 type Row = <Db as Database>::Row;
 
@@ -51,6 +54,8 @@ pub(super) struct SqlStore {
     pub(super) pulse: Pool<Db>,
     pub(super) hints: Hints,
     pub(super) loads_at_once: usize,
+    /// The statement that begins a mutation.
+    pub(super) begin: String,
     /// What says that the file is ours; let go when the store is dropped.
     #[expect(dead_code, reason = "it is held, not used")]
     pub(super) lock: Option<File>,
@@ -105,8 +110,12 @@ impl Replicas for SqlStore {
     }
 
     async fn members(&self) -> Result<Vec<Member>, StoreError> {
-        let rows = query(text::REPLICAS).fetch_all(&self.pulse).await?;
-        collect(&rows, row::member)
+        let rows = query(DIALECT.replicas).fetch_all(&self.pulse).await?;
+        for row in &rows {
+            writable(row)?;
+        }
+        let members = rows.iter().map(row::member).filter_map(Result::transpose);
+        members.collect()
     }
 
     async fn remove(&self, seen: &Member) -> Result<(), StoreError> {
@@ -119,7 +128,9 @@ impl Replicas for SqlStore {
     }
 
     async fn events_from(&self, revision: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
-        follow_events(&self.pulse, &TenantSet::All, revision, limit).await
+        let mut connection = self.pulse.acquire().await?;
+        super::admit(&mut connection).await?;
+        follow_events(&mut *connection, &TenantSet::All, revision, limit).await
     }
 
     async fn hint(&self) {
@@ -139,7 +150,43 @@ impl SqlStore {
     ) -> Result<Row, StoreError> {
         let mut lent = self.loaders.take().await?;
         let row = load.fetch_one(&mut *lent.connection).await;
-        Ok(self.loaders.settle(lent, row)?)
+        let row = row.map_err(StoreError::from);
+        let row = row.and_then(|row| writable(&row).map(|()| row));
+        self.loaders.settle(lent, row)
+    }
+
+    /// A connection for reads that do not tell by themselves whether they ran on the primary.
+    async fn reader(&self) -> Result<PoolConnection<Db>, StoreError> {
+        let mut connection = self.reader.acquire().await?;
+        super::admit(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Begins a transaction that is alone until it ends: the first statement locks.
+    async fn begin_with<T>(
+        &self,
+        first: &'static str,
+        read: impl FnOnce(&Row) -> Result<T, sqlx::Error>,
+    ) -> Result<(Transaction, T), StoreError> {
+        let mut transaction = Transaction::begin(&self.writer, &self.begin).await?;
+        let row = query(first).fetch_one(transaction.connection()).await;
+        match row.and_then(|row| read(&row)) {
+            Ok(read) => Ok((transaction, read)),
+            Err(error) => {
+                // The session may be one that takes no changes for as long as it lives.
+                transaction.abort();
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// Whether a row was read where changes can be made.
+fn writable(row: &Row) -> Result<(), StoreError> {
+    if row.try_get("writable")? {
+        Ok(())
+    } else {
+        Err(StoreError::ReadOnly)
     }
 }
 
@@ -150,14 +197,16 @@ impl Store for SqlStore {
     }
 
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
-        let row = self.load_row(query(text::LOAD).bind(id.as_bare())).await?;
+        let row = self
+            .load_row(query(DIALECT.load).bind(id.as_bare()))
+            .await?;
         let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
             let grant = Grant {
-                key: row::key(&row)?,
-                owner: row::owner_if_any(&row)?,
-                tenant: row::tenant(&row)?,
+                key: row::key(&row),
+                owner: row::owner_if_any(&row),
+                tenant: row::tenant(&row),
             };
-            Some((grant, row::verifier(&row)?))
+            Some((grant, row::verifier(&row)))
         } else {
             None
         };
@@ -168,25 +217,25 @@ impl Store for SqlStore {
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {
-        let load = query(text::LOAD_OWNER).bind(tenant).bind(owner);
+        let load = query(DIALECT.load_owner).bind(tenant).bind(owner);
         let row = self.load_row(load).await?;
         Ok(LoadedOwner {
             head: row.try_get("head")?,
-            owner: row::owner_if_any(&row)?,
-            tenant: row::tenant(&row)?,
+            owner: row::owner_if_any(&row),
+            tenant: row::tenant(&row),
         })
     }
 
     async fn count_keys(&self, most: usize) -> Result<usize, StoreError> {
         let count: i64 = query_scalar(text::COUNT_KEYS)
             .bind(i64::try_from(most).unwrap_or(i64::MAX))
-            .fetch_one(&self.reader)
+            .fetch_one(&mut *self.reader().await?)
             .await?;
         Ok(usize::try_from(count).unwrap_or_default())
     }
 
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError> {
-        let [all, used, unused] = WARM;
+        let [all, used, unused] = DIALECT.warm;
         let page = query(match asked.of {
             WarmSet::All => all,
             WarmSet::Used => used,
@@ -209,7 +258,7 @@ impl Store for SqlStore {
     }
 
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        find_key(&self.reader, id).await
+        find_key(&mut *self.reader().await?, id).await
     }
 
     async fn list_keys(
@@ -226,7 +275,7 @@ impl Store for SqlStore {
                 let count: i64 = query_scalar(sql)
                     .bind(&asked.tenant_id)
                     .bind(time)
-                    .fetch_one(&self.reader)
+                    .fetch_one(&mut *self.reader().await?)
                     .await?;
                 count <= listing::FEW
             }
@@ -245,14 +294,17 @@ impl Store for SqlStore {
                 Param::Size => list.bind(i64::from(page.size)),
             };
         }
-        let rows = list.persistent(false).fetch_all(&self.reader).await?;
+        let rows = list
+            .persistent(false)
+            .fetch_all(&mut *self.reader().await?)
+            .await?;
         let looked_to = rows.first().map(|row| row.try_get("looked_to"));
         // Where nothing is found one row says how far was looked.
         let found = |row: &&Row| !matches!(row.try_get("k_key_id"), Ok(None::<&str>));
         let keys = rows.iter().filter(found).map(row::used_key);
         Ok(Listed {
             looked_to: looked_to.transpose()?.flatten(),
-            keys: keys.collect::<Result<_, _>>()?,
+            keys: keys.collect(),
         })
     }
 
@@ -283,7 +335,7 @@ impl Store for SqlStore {
     }
 
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        find_owner(&self.reader, tenant, owner).await
+        find_owner(&mut *self.reader().await?, tenant, owner).await
     }
 
     async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
@@ -291,13 +343,13 @@ impl Store for SqlStore {
             .bind(tenant)
             .bind(page.after.as_deref().unwrap_or_default())
             .bind(i64::from(page.size))
-            .fetch_all(&self.reader)
+            .fetch_all(&mut *self.reader().await?)
             .await?;
-        collect(&rows, row::owner)
+        Ok(rows.iter().map(row::owner).collect())
     }
 
     async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        find_tenant(&self.reader, tenant).await
+        find_tenant(&mut *self.reader().await?, tenant).await
     }
 
     async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
@@ -306,7 +358,8 @@ impl Store for SqlStore {
         push_tenants(&mut sql, "t.tenant_id", of);
         sql.push(" ORDER BY t.tenant_id LIMIT ")
             .push_bind(i64::from(page.size));
-        collect(&sql.build().fetch_all(&self.reader).await?, row::tenant)
+        let rows = sql.build().fetch_all(&mut *self.reader().await?).await?;
+        Ok(rows.iter().map(row::tenant).collect())
     }
 
     async fn list_events(&self, asked: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
@@ -336,7 +389,10 @@ impl Store for SqlStore {
         }
         sql.push(" ORDER BY revision DESC LIMIT ")
             .push_bind(i64::from(page.size));
-        collect(&sql.build().fetch_all(&self.reader).await?, row::event)
+        collect(
+            &sql.build().fetch_all(&mut *self.reader().await?).await?,
+            row::event,
+        )
     }
 
     async fn follow_events(
@@ -345,15 +401,19 @@ impl Store for SqlStore {
         revision: i64,
         limit: u32,
     ) -> Result<Vec<Event>, StoreError> {
-        follow_events(&self.reader, of, revision, limit).await
+        follow_events(&mut *self.reader().await?, of, revision, limit).await
     }
 
     async fn head(&self) -> Result<i64, StoreError> {
-        Ok(query_scalar(text::HEAD).fetch_one(&self.reader).await?)
+        let row = query(DIALECT.head).fetch_one(&self.reader).await?;
+        writable(&row)?;
+        Ok(row.try_get("head")?)
     }
 
     async fn position(&self) -> Result<LogPosition, StoreError> {
-        let row = query(text::POSITION).fetch_one(&self.reader).await?;
+        let row = query(text::POSITION)
+            .fetch_one(&mut *self.reader().await?)
+            .await?;
         Ok(LogPosition {
             store_id: row.try_get("store_id")?,
             head: row.try_get("revision")?,
@@ -372,10 +432,8 @@ impl Store for SqlStore {
     }
 
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
-        let mut transaction = self.writer.begin_with(BEGIN).await?;
-        let revision = query_scalar(text::NEXT_REVISION)
-            .fetch_one(&mut *transaction)
-            .await?;
+        let next = |row: &Row| row.try_get("revision");
+        let (transaction, revision) = self.begin_with(text::NEXT_REVISION, next).await?;
         Ok(Box::new(SqlMutation {
             transaction,
             revision,
@@ -383,23 +441,20 @@ impl Store for SqlStore {
     }
 
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError> {
-        pepper_checks(&self.reader).await
+        pepper_checks(&mut *self.reader().await?).await
     }
 
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
-        let mut transaction = self.writer.begin_with(BEGIN).await?;
-        query(text::LOCK).execute(&mut *transaction).await?;
-        let head = query_scalar(text::HEAD)
-            .fetch_one(&mut *transaction)
-            .await?;
-        let known = pepper_checks(&mut *transaction).await?;
+        let head = |row: &Row| row.try_get("revision");
+        let (mut transaction, head) = self.begin_with(text::LOCK, head).await?;
+        let known = pepper_checks(transaction.connection()).await?;
         for record in choose(head, &known) {
             query(text::INSERT_PEPPER_CHECK)
                 .bind(record.pepper_id)
                 .bind(record.ordinal)
                 .bind(record.argon2_until)
                 .bind(record.check_value)
-                .execute(&mut *transaction)
+                .execute(transaction.connection())
                 .await?;
         }
         Ok(transaction.commit().await?)
@@ -412,13 +467,18 @@ impl Store for SqlStore {
         Ok(())
     }
 
+    async fn probe_changes(&self) -> Result<(), StoreError> {
+        let (transaction, ()) = self.begin_with(text::LOCK, |_| Ok(())).await?;
+        Ok(transaction.commit().await?)
+    }
+
     async fn count_by_pepper(
         &self,
         now: Timestamp,
     ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
         let rows = query(text::COUNT_BY_PEPPER)
             .bind(now.as_micros())
-            .fetch_all(&self.reader)
+            .fetch_all(&mut *self.reader().await?)
             .await?;
         collect(&rows, |row| {
             let count: i64 = row.try_get(1)?;
@@ -464,7 +524,7 @@ impl Store for SqlStore {
 }
 
 struct SqlMutation {
-    transaction: Transaction<'static, Db>,
+    transaction: Transaction,
     revision: i64,
 }
 
@@ -475,15 +535,15 @@ impl Mutation for SqlMutation {
     }
 
     async fn find_key(&mut self, id: KeyId) -> Result<Option<Key>, StoreError> {
-        find_key(&mut *self.transaction, id).await
+        find_key(self.transaction.connection(), id).await
     }
 
     async fn find_owner(&mut self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        find_owner(&mut *self.transaction, tenant, owner).await
+        find_owner(self.transaction.connection(), tenant, owner).await
     }
 
     async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError> {
-        find_tenant(&mut *self.transaction, tenant).await
+        find_tenant(self.transaction.connection(), tenant).await
     }
 
     async fn find_request(
@@ -494,7 +554,7 @@ impl Mutation for SqlMutation {
         let row = query(text::FIND_REQUEST)
             .bind(tenant)
             .bind(request_id)
-            .fetch_optional(&mut *self.transaction)
+            .fetch_optional(self.transaction.connection())
             .await?;
         row.map(|row| column::key_id(row.try_get(0)?)).transpose()
     }
@@ -510,8 +570,10 @@ impl Mutation for SqlMutation {
         if let Some(owner) = owner {
             list = list.bind(owner);
         }
-        let rows = list.fetch_all(&mut *self.transaction).await?;
-        collect(&rows, |row| column::key_id(row.try_get(0)?))
+        let rows = list.fetch_all(self.transaction.connection()).await?;
+        // One whose id cannot be read has no name; RevokeKeys revokes it with the others.
+        let ids = rows.iter().filter_map(|row| row.try_get(0).ok());
+        Ok(ids.filter_map(|id| column::key_id(id).ok()).collect())
     }
 
     async fn living_scopes(
@@ -524,7 +586,7 @@ impl Mutation for SqlMutation {
             .bind(tenant)
             .bind(now.as_micros())
             .bind(owner)
-            .fetch_all(&mut *self.transaction)
+            .fetch_all(self.transaction.connection())
             .await?;
         collect(&rows, |row| column::scopes(row.try_get(0)?))
     }
@@ -559,7 +621,7 @@ impl Mutation for SqlMutation {
             .bind(mac.map(|mac| &mac.pepper_id))
             .bind(key.created_revision)
             .bind(key.revision)
-            .execute(&mut *self.transaction)
+            .execute(self.transaction.connection())
             .await?;
         Ok(())
     }
@@ -581,7 +643,19 @@ impl Mutation for SqlMutation {
             .bind(revoked.map(|revoked| &revoked.reason))
             .bind(key.rotated_to.as_ref().map(KeyId::as_bare))
             .bind(key.revision)
-            .execute(&mut *self.transaction)
+            .execute(self.transaction.connection())
+            .await?;
+        Ok(())
+    }
+
+    async fn revoke_key(&mut self, id: KeyId, revoked: &Revocation) -> Result<(), StoreError> {
+        query(text::REVOKE_KEY)
+            .bind(id.as_bare())
+            .bind(revoked.at.as_micros())
+            .bind(&revoked.by)
+            .bind(&revoked.reason)
+            .bind(self.revision)
+            .execute(self.transaction.connection())
             .await?;
         Ok(())
     }
@@ -604,7 +678,7 @@ impl Mutation for SqlMutation {
         if let Some(owner) = owner {
             revoke = revoke.bind(owner);
         }
-        revoke.execute(&mut *self.transaction).await?;
+        revoke.execute(self.transaction.connection()).await?;
         Ok(())
     }
 
@@ -617,7 +691,7 @@ impl Mutation for SqlMutation {
             .bind(owner.suspended)
             .bind(&owner.display_name)
             .bind(owner.revision)
-            .execute(&mut *self.transaction)
+            .execute(self.transaction.connection())
             .await?;
         Ok(())
     }
@@ -626,7 +700,7 @@ impl Mutation for SqlMutation {
         query(text::DELETE_OWNER)
             .bind(tenant)
             .bind(owner)
-            .execute(&mut *self.transaction)
+            .execute(self.transaction.connection())
             .await?;
         Ok(())
     }
@@ -647,7 +721,7 @@ impl Mutation for SqlMutation {
             .bind(as_json(&tenant.basic_usernames))
             .bind(tenant.suspended)
             .bind(tenant.revision)
-            .execute(&mut *self.transaction)
+            .execute(self.transaction.connection())
             .await?;
         Ok(())
     }
@@ -663,7 +737,7 @@ impl Mutation for SqlMutation {
             .bind(&change.owner_id)
             .bind(as_json(&change.details))
             .bind(&change.trace_id)
-            .execute(&mut *self.transaction)
+            .execute(self.transaction.connection())
             .await?;
         let committed = self.transaction.commit().await;
         committed.map_err(|error| StoreError::Unknown(error.into()))
@@ -685,7 +759,7 @@ async fn pepper_checks(
 }
 
 async fn follow_events(
-    on: &Pool<Db>,
+    on: impl sqlx::Executor<'_, Database = Db>,
     of: &TenantSet,
     revision: i64,
     limit: u32,
@@ -706,7 +780,7 @@ async fn find_key(
         .bind(id.as_bare())
         .fetch_optional(on)
         .await?;
-    row.as_ref().map(row::used_key).transpose()
+    Ok(row.as_ref().map(row::used_key))
 }
 
 async fn find_owner(
@@ -719,7 +793,7 @@ async fn find_owner(
         .bind(owner)
         .fetch_optional(on)
         .await?;
-    row.as_ref().map(row::owner).transpose()
+    Ok(row.as_ref().map(row::owner))
 }
 
 async fn find_tenant(
@@ -730,7 +804,7 @@ async fn find_tenant(
         .bind(tenant)
         .fetch_optional(on)
         .await?;
-    row.as_ref().map(row::tenant).transpose()
+    Ok(row.as_ref().map(row::tenant))
 }
 
 fn collect<T>(

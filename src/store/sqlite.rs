@@ -16,7 +16,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, Executor as _, SqlitePool,
+    ConnectOptions as _, Executor as _, SqliteConnection, SqlitePool,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -25,7 +25,7 @@ use rustix::fs::OFlags;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::{OpenError, Store, loaders::Loaders, measured::Measured, text};
+use super::{OpenError, Store, StoreError, loaders::Loaders, measured::Measured, text};
 
 #[path = "sql.rs"]
 mod sql;
@@ -34,8 +34,7 @@ type Db = sqlx::Sqlite;
 
 /// Takes the write lock at once, so that a mutation never has to give up half way.
 const BEGIN: &str = "BEGIN IMMEDIATE";
-/// The statements that read many keys at once: all, those that were used, those that were not.
-const WARM: [&str; 3] = text::WARM_SQLITE;
+const DIALECT: text::Dialect = text::SQLITE;
 /// The function that says where in a text another stands; 0: nowhere.
 const POSITION: &str = "instr";
 
@@ -59,6 +58,17 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     if url.contains(":memory:") || url.contains("mode=memory") {
         return Err(OpenError::InMemory);
     }
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+        return Err(OpenError::NoDirectory(folder.to_owned()));
+    }
+    if file.is_dir() {
+        return Err(OpenError::Refused(
+            "it is a directory, not a file".to_owned(),
+        ));
+    }
     let file = create(&file)?;
     let lock = lock(&file)?;
 
@@ -70,6 +80,10 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let writer = pool.clone().max_connections(1).connect_with(writer).await?;
     MIGRATIONS.run(&writer).await?;
     restrict(&file);
+    // A file that can only be read, or a full disk, must not show with the first change.
+    let mut probe = sql::Transaction::begin(&writer, BEGIN).await?;
+    probe.connection().execute(text::LOCK).await?;
+    probe.commit().await?;
     // The one connection that the only member's row is on.
     let pulse = pool
         .clone()
@@ -89,15 +103,23 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let loads_at_once = cores.saturating_sub(1).clamp(1, READERS as usize - 1);
     let reader = pool.max_connections(READERS).connect_with(reader).await?;
-    Ok(Arc::new(Measured::new(sql::SqlStore {
+    let store = sql::SqlStore {
         loaders: Loaders::new(reader.clone(), LOADERS),
         reader,
         writer,
         pulse,
         hints: Hints::default(),
         loads_at_once,
+        begin: BEGIN.to_owned(),
         lock: Some(lock),
-    })))
+    };
+    Ok(Measured::start(store, Arc::default()))
+}
+
+/// The file is locked for this process: it is always the primary.
+#[expect(clippy::unused_async, reason = "as the other engine has it")]
+async fn admit(_: &mut SqliteConnection) -> Result<(), StoreError> {
+    Ok(())
 }
 
 /// There is this process alone to tell.

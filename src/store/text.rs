@@ -84,18 +84,21 @@ macro_rules! revoke {
 /// `$from` says which keys and `$place` in which order, the greatest first; those from `$7` to below
 /// `$1` can be allowed at `$2` and recognised by pepper `$3`. The pepper is compared in words that
 /// no index serves, so that its own does not spoil the order, and that PostgreSQL expects most keys to meet.
+/// Comparing with FALSE leaves out what is no boolean, which SQLite can hold.
 macro_rules! warm {
-    ($hex:literal, $from:literal, $place:literal) => {
+    ($writable:literal, $hex:literal, $from:literal, $place:literal) => {
         concat!(
-            "SELECT (SELECT revision FROM log_head) AS head, MIN(w.place) AS last, \
+            "SELECT ",
+            $writable,
+            " AS writable, (SELECT revision FROM log_head) AS head, MIN(w.place) AS last, \
              COUNT(*) AS keys, string_agg(w.line, $6) AS lines FROM (SELECT ",
             $place,
             " AS place, concat_ws($5, k.key_id, k.tenant_id, k.owner_id, k.scopes, k.audiences, \
              k.allowed_cidrs, k.metadata, COALESCE(CAST(k.expires_at AS TEXT), ''), ",
             $hex,
             ", COALESCE(o.scopes, ''), COALESCE(o.audiences, ''), \
-             CASE WHEN o.suspended THEN 'suspended' ELSE '' END, t.basic_usernames, \
-             CASE WHEN t.require_owner THEN 'required' ELSE '' END, \
+             CASE WHEN o.suspended = FALSE THEN '' ELSE 'suspended' END, t.basic_usernames, \
+             CASE WHEN t.require_owner = FALSE THEN '' ELSE 'required' END, \
              COALESCE(t.required_owner_scope, '')) AS line \
              FROM ",
             $from,
@@ -105,7 +108,8 @@ macro_rules! warm {
             $place,
             " < $1 AND ",
             $place,
-            " >= $7 AND k.revoked_at IS NULL AND NOT k.suspended \
+            " >= $7 AND k.revoked_at IS NULL AND k.suspended = FALSE \
+             AND t.suspended = FALSE \
              AND (k.expires_at IS NULL OR k.expires_at > $2) \
              AND NOT (k.mac_pepper IS DISTINCT FROM $3) \
              ORDER BY ",
@@ -117,8 +121,9 @@ macro_rules! warm {
 
 /// The keys that were used, the last used first.
 macro_rules! warm_used {
-    ($hex:literal) => {
+    ($writable:literal, $hex:literal) => {
         warm!(
+            $writable,
             $hex,
             "key_usage u JOIN keys k ON k.key_id = u.key_id",
             "u.last_used_at"
@@ -128,8 +133,9 @@ macro_rules! warm_used {
 
 /// The keys that were never used, the newest first.
 macro_rules! warm_unused {
-    ($hex:literal) => {
+    ($writable:literal, $hex:literal) => {
         warm!(
+            $writable,
             $hex,
             "(SELECT * FROM keys n WHERE NOT EXISTS \
              (SELECT 1 FROM key_usage u WHERE u.key_id = n.key_id)) k",
@@ -147,27 +153,14 @@ macro_rules! statements {
 }
 
 statements! {
-    HEAD = "SELECT revision FROM log_head";
     POSITION = "SELECT store_id, revision FROM log_head";
     RENAME_STORE = "UPDATE log_head SET store_id = $1 RETURNING revision";
     // Nobody renews a membership of that name: its holder, if there is one, joins anew, and is waited
     // for until its lease has ended.
     RENAME_REPLICAS = "UPDATE replicas SET id = 'restored-' || id";
     // Waits for the mutation before, and changes nothing.
-    LOCK = "UPDATE log_head SET revision = revision";
+    LOCK = "UPDATE log_head SET revision = revision RETURNING revision";
     NEXT_REVISION = "UPDATE log_head SET revision = revision + 1 RETURNING revision";
-    LOAD = concat!(
-        "SELECT h.revision AS head, k.secret_phc, k.secret_mac, k.mac_pepper, ",
-        key_columns!(), ", ", owner_columns!(), ", ", tenant_columns!(),
-        " FROM log_head h LEFT JOIN keys k ON k.key_id = $1 \
-         LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
-         LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
-    );
-    LOAD_OWNER = concat!(
-        "SELECT h.revision AS head, ", owner_columns!(), ", ", tenant_columns!(),
-        " FROM log_head h JOIN tenants t ON t.tenant_id = $1 \
-         LEFT JOIN owners o ON o.tenant_id = t.tenant_id AND o.owner_id = $2"
-    );
     FIND_KEY = concat!(
         "SELECT ", used_key_columns!(),
         " FROM keys k LEFT JOIN key_usage u ON u.key_id = k.key_id WHERE k.key_id = $1"
@@ -196,6 +189,7 @@ statements! {
          allowed_cidrs = $6, metadata = $7, suspended = $8, expires_at = $9, revoked_at = $10, \
          revoked_by = $11, revoke_reason = $12, rotated_to = $13, revision = $14 \
          WHERE key_id = $1";
+    REVOKE_KEY = concat!(revoke!(), "key_id = $1");
     REPLACE_MAC = "UPDATE keys SET secret_mac = $2, mac_pepper = $3 WHERE key_id = $1";
     JOIN =
         "INSERT INTO replicas (id, applied_revision, renewals, lease) \
@@ -206,7 +200,6 @@ statements! {
          RETURNING (SELECT revision FROM log_head) AS head";
     LEAVE = "DELETE FROM replicas WHERE id = $1";
     REMOVE_REPLICA = "DELETE FROM replicas WHERE id = $1 AND renewals = $2";
-    REPLICAS = "SELECT id, applied_revision, renewals, lease FROM replicas";
     COUNT_KEYS = "SELECT COUNT(*) FROM (SELECT 1 FROM keys LIMIT $1) k";
     COUNT_BY_PEPPER =
         "SELECT mac_pepper, COUNT(*) FROM keys \
@@ -272,19 +265,80 @@ pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
      THEN excluded.last_used_ip ELSE u.last_used_ip END";
 
-/// All keys, the used ones and the unused ones; see `warm!`.
-pub(super) const WARM_SQLITE: [&str; 3] = [
-    warm!("hex(k.secret_mac)", "keys k", "k.created_revision"),
-    warm_used!("hex(k.secret_mac)"),
-    warm_unused!("hex(k.secret_mac)"),
-];
-/// All keys, the used ones and the unused ones; see `warm!`.
-pub(super) const WARM_POSTGRES: [&str; 3] = [
-    warm!(
-        "encode(k.secret_mac, 'hex')",
-        "keys k",
-        "k.created_revision"
-    ),
-    warm_used!("encode(k.secret_mac, 'hex')"),
-    warm_unused!("encode(k.secret_mac, 'hex')"),
-];
+/// The statements whose text depends on the engine. Each returns a column `writable`: whether it ran
+/// where changes can be made. What a server that takes no changes says may be long out of date.
+pub struct Dialect {
+    pub head: &'static str,
+    /// A key with all that bounds it.
+    pub load: &'static str,
+    /// An owner with its tenant.
+    pub load_owner: &'static str,
+    /// All members, at least one row: where there are none, its columns are NULL.
+    pub replicas: &'static str,
+    /// Many keys: all, those that were used, those that were not; see `warm!`.
+    pub warm: [&'static str; 3],
+}
+
+impl Dialect {
+    /// Every statement, and what it is prepared for.
+    #[must_use]
+    pub fn all(&self) -> Vec<&'static str> {
+        let single = [self.head, self.load, self.load_owner, self.replicas];
+        single.into_iter().chain(self.warm).collect()
+    }
+}
+
+macro_rules! dialect {
+    ($writable:literal, $hex:literal) => {
+        Dialect {
+            head: concat!(
+                "SELECT ",
+                $writable,
+                " AS writable, revision AS head FROM log_head"
+            ),
+            load: concat!(
+                "SELECT ",
+                $writable,
+                " AS writable, h.revision AS head, k.secret_phc, \
+                 k.secret_mac, k.mac_pepper, ",
+                key_columns!(),
+                ", ",
+                owner_columns!(),
+                ", ",
+                tenant_columns!(),
+                " FROM log_head h LEFT JOIN keys k ON k.key_id = $1 \
+                 LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
+                 LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
+            ),
+            load_owner: concat!(
+                "SELECT ",
+                $writable,
+                " AS writable, h.revision AS head, ",
+                owner_columns!(),
+                ", ",
+                tenant_columns!(),
+                " FROM log_head h JOIN tenants t ON t.tenant_id = $1 \
+                 LEFT JOIN owners o ON o.tenant_id = t.tenant_id AND o.owner_id = $2"
+            ),
+            replicas: concat!(
+                "SELECT ",
+                $writable,
+                " AS writable, r.id, r.applied_revision, r.renewals, r.lease \
+                 FROM (SELECT 1 AS one) one LEFT JOIN replicas r ON TRUE"
+            ),
+            warm: [
+                warm!($writable, $hex, "keys k", "k.created_revision"),
+                warm_used!($writable, $hex),
+                warm_unused!($writable, $hex),
+            ],
+        }
+    };
+}
+
+/// The file is locked for this process, and so always the primary.
+pub const SQLITE: Dialect = dialect!("TRUE", "hex(k.secret_mac)");
+/// A standby is always read-only; so is a primary that was fenced by `default_transaction_read_only`.
+pub const POSTGRES: Dialect = dialect!(
+    "(current_setting('transaction_read_only') = 'off')",
+    "encode(k.secret_mac, 'hex')"
+);

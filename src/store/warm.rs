@@ -126,6 +126,7 @@ impl WarmKey {
                     suspended: !suspended.is_empty(),
                     display_name: String::new(),
                     revision: 0,
+                    unreadable: false,
                 }),
             },
             tenant: Tenant {

@@ -186,6 +186,7 @@ fn whole_tenant() -> Tenant {
         required_owner_scope: "keys:use".to_owned(),
         basic_usernames: texts(&["api", "bot ü"]),
         revision: 0,
+        unreadable: false,
     }
 }
 

@@ -363,6 +363,7 @@ fn grant(world: &World) -> Grant {
             hash_version: HASH_VERSION.to_owned(),
             created_revision: 1,
             revision: 1,
+            unreadable: false,
         },
         owner: world.owner.as_ref().map(|record| DomainOwner {
             tenant_id: TENANT.to_owned(),
@@ -372,6 +373,7 @@ fn grant(world: &World) -> Grant {
             suspended: record.suspended,
             display_name: String::new(),
             revision: 1,
+            unreadable: false,
         }),
         tenant: DomainTenant {
             tenant_id: TENANT.to_owned(),

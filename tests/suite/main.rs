@@ -13,6 +13,7 @@ mod contract_owners;
 mod contract_revocation;
 mod contract_rotation;
 mod contract_validate;
+mod database_faults;
 mod decisions;
 mod durability;
 mod examples;

@@ -115,6 +115,7 @@ fn key(key_id: KeyId, owner: &str) -> Key {
         hash_version: HASH_VERSION.to_owned(),
         created_revision: 0,
         revision: 0,
+        unreadable: false,
     }
 }
 
@@ -406,6 +407,7 @@ impl Run {
                     suspended,
                     display_name: String::new(),
                     revision: 0,
+                    unreadable: false,
                 };
                 let put = self
                     .change(&node, node.keyring.put_owner(&caller, owner))

@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use gatekey::store::text::{ALL, REPLICAS_OF_ONE_PROCESS};
+use gatekey::store::text::{ALL, POSTGRES, REPLICAS_OF_ONE_PROCESS, SQLITE};
 use sqlx::{Connection as _, Executor as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::support::{Database, Gatekey};
@@ -13,7 +13,7 @@ async fn sqlite_prepares_every_statement() {
     let options = SqliteConnectOptions::from_str(server.setup().database_url()).unwrap();
     let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
     connection.execute(REPLICAS_OF_ONE_PROCESS).await.unwrap();
-    for statement in ALL {
+    for statement in SQLITE.all().iter().chain(ALL) {
         let prepared = (&mut connection)
             .prepare(sqlx::SqlStr::from_static(statement))
             .await;
@@ -26,7 +26,7 @@ async fn postgresql_prepares_every_statement() {
     let database = Database::create().await;
     let _server = Gatekey::postgres(&database).start().await;
     let mut connection = database.connect().await;
-    for statement in ALL {
+    for statement in POSTGRES.all().iter().chain(ALL) {
         let prepared = (&mut connection)
             .prepare(sqlx::SqlStr::from_static(statement))
             .await;

@@ -16,7 +16,7 @@ use tonic_health::pb::{
 use crate::{
     inside::Inside,
     support::{
-        Client, Database, Gatekey,
+        Client, Database, Gatekey, Setup,
         client::{ask, ask_header, new_key, texts},
         on_both_engines,
     },
@@ -97,7 +97,29 @@ async fn suspend(admin: &Client, key: Key) {
     answer.expect("the key is suspended");
 }
 
+/// Before a key of it is used, so that the answer is that of the warm start.
+async fn a_tenant_stays_suspended(setup: Setup) {
+    let server = setup.start().await;
+    let admin = server.admin().await;
+    let mut tenant = Tenant {
+        tenant_id: "acme".to_owned(),
+        ..Tenant::default()
+    };
+    admin.put_tenant(tenant.clone()).await;
+    let (_, plaintext) = admin.issue("acme", &["jobs:read"]).await;
+    tenant.suspended = true;
+    admin.put_tenant(tenant).await;
+    let server = server.stop().await.start().await;
+    server.wait_for_log(READY).await;
+    let reason = server.admin().await.reason(&plaintext).await;
+    assert_eq!(reason, Reason::TenantSuspended);
+}
+
 on_both_engines! {
+    async fn a_suspended_tenant_is_suspended_after_a_warm_start(setup: Setup) {
+        a_tenant_stays_suspended(setup).await;
+    }
+
     async fn keys_that_can_be_allowed_answer_alike_without_the_store_once_it_is_ready(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;

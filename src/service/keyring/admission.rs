@@ -39,15 +39,14 @@ pub(super) async fn admit_new(
         room.then_some(()).ok_or(Rule::MaxActiveKeysPerOwner(limit)),
     ])?;
     for id in &oldest {
-        let mut replaced = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
+        let replaced = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
         admit_change(caller, &replaced.tenant_id, &replaced.scopes)?;
-        replaced.revoked = Some(Revocation {
+        let revoked = Revocation {
             at: now,
             by: caller.actor.clone(),
             reason: format!("replaced by {}", new.key_id),
-        });
-        replaced.revision = new.revision;
-        mutation.update_key(&replaced).await?;
+        };
+        mutation.revoke_key(*id, &revoked).await?;
     }
     Ok(oldest)
 }

@@ -1,6 +1,6 @@
 //! What events tell, as JSON: by the names of the API's fields, in the API's spelling.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,12 +12,7 @@ use crate::domain::{
 
 /// `null`: never.
 pub(super) fn of_time(time: Option<Timestamp>) -> Value {
-    let Some(time) = time else {
-        return Value::Null;
-    };
-    let micros = u64::try_from(time.as_micros()).unwrap_or(0);
-    let time = UNIX_EPOCH + Duration::from_micros(micros);
-    json!(humantime::format_rfc3339_micros(time).to_string())
+    json!(time.map(|time| time.to_string()))
 }
 
 /// `null`: none.

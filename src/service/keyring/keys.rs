@@ -147,6 +147,7 @@ impl Keyring {
             hash_version: HASH_VERSION.to_owned(),
             created_revision: mutation.revision(),
             revision: mutation.revision(),
+            unreadable: false,
         };
         let replaced = admit_new(&mut *mutation, caller, &tenant, &key).await?;
         mutation
@@ -246,6 +247,9 @@ impl Keyring {
         if key.revoked.is_some() {
             return Err(Refused::KeyRevoked);
         }
+        if key.unreadable {
+            return Err(Refused::KeyUnreadable);
+        }
         let rules = tenant_in(&mut *mutation, &key.tenant_id).await?;
         obey([
             (patch.scopes.as_ref()).map_or(Ok(()), |scopes| rules.admit_scopes(scopes)),
@@ -293,13 +297,14 @@ impl Keyring {
             return Ok((key, since));
         }
         let now = self.clock.now();
-        key.revoked = Some(Revocation {
+        let revoked = Revocation {
             at: now,
             by: caller.actor.clone(),
             reason: reason.clone(),
-        });
+        };
+        mutation.revoke_key(id, &revoked).await?;
+        key.revoked = Some(revoked);
         key.revision = mutation.revision();
-        mutation.update_key(&key).await?;
 
         let mut event = key_change(caller, now, EventKind::KeyRevoked, &key);
         event

@@ -384,9 +384,10 @@ impl From<StoreError> for Stop {
         match error {
             // It may have been written by a gatekey that is newer than this one.
             StoreError::Corrupt(_) => Self::Lost(Lost::Unreadable),
-            StoreError::Unavailable(_) | StoreError::Interrupted(_) | StoreError::Unknown(_) => {
-                Self::Store(error)
-            }
+            StoreError::Unavailable(_)
+            | StoreError::Interrupted(_)
+            | StoreError::ReadOnly
+            | StoreError::Unknown(_) => Self::Store(error),
         }
     }
 }

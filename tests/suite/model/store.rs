@@ -15,7 +15,7 @@ use gatekey::{
         caller::TenantSet,
         clock::Timestamp,
         event::{Change, Event},
-        key::{Grant, Key, Mac, Verifier},
+        key::{Grant, Key, Mac, Revocation, Verifier},
         owner::Owner,
         page::Page,
         scope::Scopes,
@@ -410,6 +410,10 @@ impl Store for Seen {
         unreachable!("the model does not ask for this")
     }
 
+    async fn probe_changes(&self) -> Result<(), StoreError> {
+        unreachable!("the model does not ask for this")
+    }
+
     async fn count_by_pepper(
         &self,
         _: Timestamp,
@@ -475,6 +479,18 @@ impl Mutation for Begun {
     async fn update_key(&mut self, key: &Key) -> Result<(), StoreError> {
         self.key = Some(key.clone());
         Ok(())
+    }
+
+    async fn revoke_key(&mut self, id: KeyId, revoked: &Revocation) -> Result<(), StoreError> {
+        let found = {
+            let data = self.world.data();
+            let found = data.keys.iter().find(|(key, _)| key.key_id == id);
+            found.map(|(key, _)| key.clone())
+        };
+        let mut key = found.expect("a key that is revoked exists");
+        key.revoked = Some(revoked.clone());
+        key.revision = self.revision;
+        self.update_key(&key).await
     }
 
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {

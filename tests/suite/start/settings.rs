@@ -131,7 +131,7 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         (
             "GATEKEY_DATABASE_URL",
             "sqlite://nowhere/me@home.db",
-            "the file nowhere/me@home.db cannot be used: No such file or directory (os error 2)",
+            "the directory nowhere does not exist: create it, or correct the path",
         ),
     ] {
         let ended = with(variable, value).await;

@@ -120,7 +120,7 @@ async fn a_store_that_never_answers_is_given_up_after_half_a_minute() {
     let place = |listener: &TcpListener| listener.local_addr().expect("it is bound").to_string();
     let (silent_at, nobody_at) = (place(&silent), place(&nobody));
     drop(nobody);
-    let ask = async |at: String| {
+    let ask = async |at: String, why: &str| {
         let setup = Gatekey::sqlite();
         let url = format!("postgres://ada:hunter2@{at}/keys");
         let program = Program::of(&setup, &[]).env("GATEKEY_DATABASE_URL", url);
@@ -128,7 +128,7 @@ async fn a_store_that_never_answers_is_given_up_after_half_a_minute() {
         assert_eq!(
             ended.last_line(),
             format!(
-                "gatekey: GATEKEY_DATABASE_URL is invalid: postgres://{at}/keys: it does not answer"
+                "gatekey: GATEKEY_DATABASE_URL is invalid: postgres://{at}/keys: it does not answer: {why}"
             )
         );
         assert_eq!(
@@ -140,7 +140,14 @@ async fn a_store_that_never_answers_is_given_up_after_half_a_minute() {
         assert!(ended.took >= Duration::from_secs(30), "{ended:?}");
         assert!(ended.took < Duration::from_secs(40), "{ended:?}");
     };
-    tokio::join!(ask(silent_at), ask(nobody_at));
+    tokio::join!(
+        ask(silent_at, "no answer within 3s"),
+        ask(nobody_at, "connection refused"),
+        ask(
+            "no-such-host.invalid:5432".to_owned(),
+            "its host name cannot be resolved"
+        ),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -65,12 +65,39 @@ pub struct Cluster {
 impl Cluster {
     /// Makes a new cluster and waits until it takes connections.
     pub fn start() -> Cluster {
-        let mut cluster = Cluster::initialise();
+        Cluster::initialise().launched()
+    }
+
+    /// Makes a streaming standby of this cluster and waits until it takes connections.
+    pub fn standby(&self) -> Cluster {
+        let cluster = Cluster::folder();
+        let source = format!("--dbname={}", self.url("postgres"));
+        let words = cluster.as_account(&cluster.beside_server("pg_basebackup"));
+        let [program, words @ ..] = &words[..] else {
+            unreachable!("a command has a first word")
+        };
+        tool::run(
+            Command::new(program)
+                .args(words)
+                .arg(source)
+                .args([
+                    "--pgdata=data",
+                    "--write-recovery-conf",
+                    "--wal-method=stream",
+                ])
+                .args(["--checkpoint=fast", "--no-sync"])
+                .current_dir(&cluster.folder),
+        );
+        cluster.launched()
+    }
+
+    fn launched(mut self) -> Cluster {
+        let cluster = &mut self;
         for _ in 0..20 {
             // Below the ports the system hands out by itself, so that none of those takes it while we are stopped.
             cluster.port = rand::random_range(20_000..32_000);
             match cluster.launch() {
-                Ok(()) => return cluster,
+                Ok(()) => return self,
                 Err(log) if log.contains("Address already in use") => {}
                 Err(log) => panic!("PostgreSQL did not start:\n{log}"),
             }
@@ -116,7 +143,8 @@ impl Cluster {
         &self.folder
     }
 
-    fn initialise() -> Cluster {
+    /// An empty folder for a cluster.
+    fn folder() -> Cluster {
         let folder = tempfile::Builder::new()
             .prefix("gatekey-postgres-")
             .tempdir_in("/tmp") // not TMPDIR: a Unix socket's path must be short
@@ -134,6 +162,11 @@ impl Cluster {
                 .expect("root may give a folder away");
         }
         cluster.binaries = binaries_on_path().unwrap_or_else(|| cluster.binaries_of_wheel());
+        cluster
+    }
+
+    fn initialise() -> Cluster {
+        let cluster = Cluster::folder();
         let [program, words @ ..] = &cluster.as_account("initdb")[..] else {
             unreachable!("a command has a first word")
         };
@@ -177,7 +210,7 @@ impl Cluster {
 
         let mut stderr = BufReader::new(guard.stderr.take().expect("stderr is a pipe"));
         let mut log = String::new();
-        while !log.contains("ready to accept connections") {
+        while !log.contains("ready to accept") {
             if stderr.read_line(&mut log).expect("PostgreSQL logs UTF-8") == 0 {
                 writeln!(guard.stdin.take().expect("stdin is a pipe"), "QUIT").ok();
                 guard.wait().expect("the guard is our child");
@@ -188,6 +221,13 @@ impl Cluster {
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         *running = Some(guard);
         Ok(())
+    }
+
+    /// A client's program of the server's own version: links on the PATH may lead to the server alone.
+    fn beside_server(&self, program: &str) -> String {
+        let server = self.binaries.join("postgres").canonicalize();
+        let server = server.expect("the server has been started");
+        server.with_file_name(program).display().to_string()
     }
 
     /// The words that run one of PostgreSQL's programs as the account it must run as.

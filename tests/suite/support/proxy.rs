@@ -57,6 +57,8 @@ pub struct Proxy {
     /// How often the connections that stood were forgotten.
     forgotten: watch::Sender<u32>,
     trap: Trap,
+    /// Where new connections lead.
+    store: watch::Sender<SocketAddr>,
     acceptor: JoinHandle<()>,
 }
 
@@ -65,7 +67,7 @@ impl Proxy {
     pub async fn start(store: SocketAddr) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let (network, forgotten) = (watch::Sender::new(Network::Whole), watch::Sender::new(0));
-        let trap = Trap::default();
+        let (trap, store) = (Trap::default(), watch::Sender::new(store));
         let seen = Seen {
             network: network.subscribe(),
             forgets: forgotten.subscribe(),
@@ -76,8 +78,21 @@ impl Proxy {
             network,
             forgotten,
             trap,
-            acceptor: tokio::spawn(accept(listener, store, seen)),
+            acceptor: tokio::spawn(accept(listener, store.subscribe(), seen)),
+            store,
         }
+    }
+
+    /// New connections lead to this server from now on, as behind a fixed address after a failover.
+    pub fn lead_to(&self, store: SocketAddr) {
+        self.store.send_replace(store);
+    }
+
+    /// Closes the connections that stand.
+    pub async fn cut_once(&self) {
+        self.set(Network::Cut);
+        sleep(Duration::from_millis(50)).await;
+        self.set(Network::Whole);
     }
 
     /// Where it listens.
@@ -111,13 +126,14 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, store: SocketAddr, mut seen: Seen) {
+async fn accept(listener: TcpListener, store: watch::Receiver<SocketAddr>, mut seen: Seen) {
     let mut connections = JoinSet::new(); // they end with this task
     loop {
         let Ok((replica, _)) = listener.accept().await else {
             continue;
         };
         seen.forgets.mark_unchanged();
+        let store = *store.borrow();
         connections.spawn(connect(replica, store, seen.clone()));
         while connections.try_join_next().is_some() {}
     }

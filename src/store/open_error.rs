@@ -1,0 +1,122 @@
+//! Why a database could not be opened, in words for the last line of a failed start.
+//!
+//! No secret is in them: of a driver's errors only those are repeated that cannot hold a part of
+//! the URL.
+
+use std::{error::Error, io, path::PathBuf};
+
+use sqlx::{error::DatabaseError, migrate::MigrateError};
+use thiserror::Error;
+
+/// Why a store could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("it is neither sqlite://<file> nor postgres://<user>@<host>/<database>")]
+    Url,
+    #[error("an SQLite store is a file: a store in memory would lose every key")]
+    InMemory,
+    #[error("another gatekey serves {}: stop it, or give this one a file of its own", .0.display())]
+    InUse(PathBuf),
+    #[error("the file {} cannot be used: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("the directory {} does not exist: create it, or correct the path", .0.display())]
+    NoDirectory(PathBuf),
+    #[error(
+        "its schema has version {0}, which this gatekey does not know: run the gatekey that made it, or a newer one"
+    )]
+    NewerSchema(i64),
+    #[error(
+        "its schema is missing or behind this version, and this role may not change it: run `gatekey migrate` with a role that owns the schema"
+    )]
+    MayNotMigrate,
+    #[error("its schema cannot be brought up to date")]
+    Migration(#[source] Box<dyn Error + Send + Sync>),
+    #[error(
+        "gatekey's tables are in several schemas ({}): name one in the URL, as in ?options[search_path]={}", .0.join(", "), .0[0]
+    )]
+    Schemas(Vec<String>),
+    #[error(
+        "there is a transaction pooler before it that does not keep prepared statements: PgBouncer does from 1.21 on, with max_prepared_statements above 0"
+    )]
+    Pooler,
+    /// It may take changes later, after a failover.
+    #[error(
+        "it takes no changes: it is a standby, or default_transaction_read_only is on for this role, database or server"
+    )]
+    ReadOnly,
+    /// It may answer later.
+    #[error("it does not answer: {0}")]
+    Unreachable(String),
+    #[error("TLS failed: {0}")]
+    Tls(String),
+    /// It answered, and refused.
+    #[error("it refuses: {0}")]
+    Refused(String),
+}
+
+impl OpenError {
+    /// Whether the cause may pass by itself, so that it is worth another attempt.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::ReadOnly)
+    }
+}
+
+impl From<sqlx::Error> for OpenError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Configuration(_) => Self::Url,
+            sqlx::Error::Database(answer) => of_answer(&*answer),
+            // rustls reports what it refuses as data that is invalid.
+            sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Self::Tls(error.to_string())
+            }
+            sqlx::Error::Io(error) => Self::Unreachable(of_io(&error)),
+            sqlx::Error::Tls(error) => Self::Tls(error.to_string()),
+            sqlx::Error::PoolTimedOut => Self::Unreachable("no answer in time".to_owned()),
+            sqlx::Error::Protocol(_) => {
+                Self::Refused("what answers there does not speak PostgreSQL's protocol".to_owned())
+            }
+            _ => Self::Unreachable("the connection was lost".to_owned()),
+        }
+    }
+}
+
+fn of_answer(answer: &dyn DatabaseError) -> OpenError {
+    match answer.code().as_deref().unwrap_or_default() {
+        // A statement's name is another's or unknown: sessions were swapped.
+        "42P05" | "26000" => OpenError::Pooler,
+        super::READ_ONLY => OpenError::ReadOnly,
+        // 57P: it is stopping or starting; 53300: too many connections.
+        code if code.starts_with("57P") || code == "53300" => {
+            OpenError::Unreachable(answer.message().to_owned())
+        }
+        _ => OpenError::Refused(answer.message().to_owned()),
+    }
+}
+
+fn of_io(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        // The standard library has no kind for it.
+        _ if text.contains("lookup") => "its host name cannot be resolved".to_owned(),
+        _ => text,
+    }
+}
+
+impl From<MigrateError> for OpenError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::VersionMissing(version) => Self::NewerSchema(version),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                // 42501: the privilege is missing; 3F000: there is no schema to create tables in.
+                match error.as_database_error().and_then(DatabaseError::code) {
+                    Some(code) if matches!(&*code, "42501" | "3F000") => Self::MayNotMigrate,
+                    _ => error.into(),
+                }
+            }
+            other => Self::Migration(other.into()),
+        }
+    }
+}

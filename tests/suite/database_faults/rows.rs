@@ -1,0 +1,248 @@
+//! Rows that somebody edited by hand: each denies, is shown as far as it can be read, and spoils nothing else.
+
+use gatekey::grpc::proto::{
+    GetKeyRequest, Key, ListKeysRequest, ListOwnersRequest, ListTenantsRequest, Owner, Reason,
+    Tenant, UpdateKeyRequest,
+};
+use tonic::Code;
+
+use crate::{
+    inside::Inside,
+    support::{
+        Client, Setup,
+        client::{ask, error_reason, new_key, texts},
+        on_both_engines,
+    },
+};
+
+/// What is wrong with a key's row, in words that both engines take.
+const KEYS: [&str; 7] = [
+    "UPDATE keys SET scopes = 'no JSON' WHERE label = 'damaged'",
+    "UPDATE keys SET scopes = '[\"a:*:\"]' WHERE label = 'damaged'",
+    "UPDATE keys SET audiences = '{}' WHERE label = 'damaged'",
+    "UPDATE keys SET allowed_cidrs = '[\"10.0.0.0/99\"]' WHERE label = 'damaged'",
+    "UPDATE keys SET metadata = '[1]' WHERE label = 'damaged'",
+    "UPDATE keys SET rotated_to = 'short' WHERE label = 'damaged'",
+    "UPDATE keys SET metadata = '' WHERE label = 'damaged'",
+];
+/// Only SQLite keeps a value of another type than the column's.
+const SQLITE_KEYS: [&str; 4] = [
+    "UPDATE keys SET created_at = 'yesterday' WHERE label = 'damaged'",
+    "UPDATE keys SET revoked_at = 'never' WHERE label = 'damaged'",
+    "UPDATE keys SET scopes = x'ff' WHERE label = 'damaged'",
+    "UPDATE keys SET owner_id = x'ff00' WHERE label = 'damaged'",
+];
+
+async fn issue(admin: &Client, tenant: &str, label: &str) -> (Key, String) {
+    let mut request = new_key(tenant, &["a"]);
+    request.label = label.to_owned();
+    admin.create(request).await
+}
+
+async fn list(admin: &Client) -> Vec<Key> {
+    let request = ListKeysRequest {
+        tenant_id: "default".to_owned(),
+        ..ListKeysRequest::default()
+    };
+    let page = admin.keys.clone().list_keys(request).await;
+    page.expect("a page").into_inner().keys
+}
+
+async fn damaged_key(setup: &Setup, admin: &Client, damage: &'static str) {
+    let (key, plaintext) = issue(admin, "default", "damaged").await;
+    Inside::of(setup).await.run(damage).await;
+    assert_eq!(
+        admin.reason(&plaintext).await,
+        Reason::Suspended,
+        "{damage}"
+    );
+
+    let listed = list(admin).await;
+    let found = listed.iter().find(|listed| listed.key_id == key.key_id);
+    let found = found.unwrap_or_else(|| panic!("{damage}: it is not listed"));
+    assert!(found.unreadable && found.suspended, "{damage}: {found:?}");
+    assert_eq!(found.label, "damaged");
+    let others = listed.iter().filter(|other| other.label == "whole");
+    assert!(others.clone().count() == 2 && others.clone().all(|other| !other.unreadable));
+
+    let key_id = || (key.tenant_id.clone(), key.key_id.clone());
+    let (tenant_id, key_id) = key_id();
+    let get = GetKeyRequest { tenant_id, key_id };
+    let got = admin
+        .keys
+        .clone()
+        .get_key(get)
+        .await
+        .expect("the key")
+        .into_inner();
+    assert!(got.key.expect("a key").unreadable);
+    let update = UpdateKeyRequest {
+        key: Some(Key {
+            suspended: false,
+            ..key.clone()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: texts(&["suspended"]),
+        }),
+    };
+    let refused = admin
+        .keys
+        .clone()
+        .update_key(update)
+        .await
+        .expect_err("it is damaged");
+    assert_eq!(error_reason(&refused), "KEY_UNREADABLE");
+
+    let revoked = admin.revoke(&key, "damaged").await.key.expect("a key");
+    assert_eq!(revoked.revoke_reason, "damaged");
+    assert_eq!(admin.reason(&plaintext).await, Reason::Revoked, "{damage}");
+    // What was there stays, for whoever looks into it.
+    let unreadable = list(admin).await.into_iter().filter(|key| key.unreadable);
+    let still_damaged = !damage.contains("revoked_at");
+    assert_eq!(unreadable.count(), usize::from(still_damaged), "{damage}");
+    Inside::of(setup).await.run("UPDATE keys SET label = 'done', scopes = '[\"a\"]', audiences = '[]', \
+        allowed_cidrs = '[]', metadata = '{}', rotated_to = NULL, created_at = 1, owner_id = 'alice' \
+        WHERE label = 'damaged'").await;
+}
+
+async fn damaged_owner(setup: &Setup, admin: &Client) {
+    let owner = Owner {
+        tenant_id: "default".to_owned(),
+        owner_id: "alice".to_owned(),
+        scopes: texts(&["*"]),
+        ..Owner::default()
+    };
+    admin.put_owner(owner.clone()).await;
+    admin
+        .put_owner(Owner {
+            owner_id: "bob".to_owned(),
+            ..owner.clone()
+        })
+        .await;
+    let (_, plaintext) = issue(admin, "default", "owned").await;
+    Inside::of(setup)
+        .await
+        .run("UPDATE owners SET scopes = '[7]' WHERE owner_id = 'alice'")
+        .await;
+    assert_eq!(admin.reason(&plaintext).await, Reason::OwnerSuspended);
+    let request = ListOwnersRequest {
+        tenant_id: "default".to_owned(),
+        ..ListOwnersRequest::default()
+    };
+    let page = admin
+        .owners
+        .clone()
+        .list_owners(request)
+        .await
+        .expect("a page")
+        .into_inner();
+    let unreadable: Vec<_> = page.owners.iter().map(|owner| owner.unreadable).collect();
+    assert_eq!(unreadable, [true, false]);
+    assert!(!admin.put_owner(owner).await.unreadable);
+    assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
+}
+
+async fn damaged_tenant(setup: &Setup, admin: &Client) {
+    let tenant = Tenant {
+        tenant_id: "acme".to_owned(),
+        ..Tenant::default()
+    };
+    admin.put_tenant(tenant.clone()).await;
+    let (key, plaintext) = issue(admin, "acme", "a key").await;
+    Inside::of(setup)
+        .await
+        .run("UPDATE tenants SET max_ttl = -1 WHERE tenant_id = 'acme'")
+        .await;
+    assert_eq!(admin.reason(&plaintext).await, Reason::TenantSuspended);
+    let request = ListTenantsRequest::default();
+    let page = admin
+        .tenants
+        .clone()
+        .list_tenants(request)
+        .await
+        .expect("a page")
+        .into_inner();
+    let unreadable: Vec<_> = page
+        .tenants
+        .iter()
+        .map(|tenant| tenant.unreadable)
+        .collect();
+    assert_eq!(unreadable, [true, false, false]);
+    let refused = admin
+        .try_create(new_key("acme", &["a"]))
+        .await
+        .expect_err("it is damaged");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(error_reason(&refused), "TENANT_UNREADABLE");
+    let (other, _) = issue(admin, "default", "another").await;
+    admin.revoke(&other, "").await;
+    assert!(!admin.put_tenant(tenant).await.unreadable);
+    assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
+    admin.revoke(&key, "").await;
+}
+
+/// A caller whose own key is damaged is nobody, and so is a secret whose verifier is.
+async fn damaged_credentials(setup: &Setup, admin: &Client) {
+    let mut request = new_key("system", &["*"]);
+    request.label = "caller".to_owned();
+    let (_, secret) = admin.create(request).await;
+    let (_, plaintext) = issue(admin, "default", "verified").await;
+    let mut inside = Inside::of(setup).await;
+    inside
+        .run("UPDATE keys SET scopes = '[' WHERE label = 'caller'")
+        .await;
+    let damage = match inside {
+        Inside::Sqlite(_) => "UPDATE keys SET secret_mac = x'00' WHERE label = 'verified'",
+        Inside::Postgres(_) => "UPDATE keys SET secret_mac = '\\x00' WHERE label = 'verified'",
+    };
+    inside.run(damage).await;
+    let refused = admin
+        .with(&secret)
+        .try_validate(ask(&plaintext))
+        .await
+        .expect_err("nobody");
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert_eq!(admin.reason(&plaintext).await, Reason::NotFound);
+}
+
+async fn times(setup: &Setup, admin: &Client) {
+    let (key, plaintext) = issue(admin, "default", "timeless").await;
+    Inside::of(setup)
+        .await
+        .run(
+            "UPDATE keys SET created_at = -9223372036854775807, \
+        expires_at = 9223372036854775807 WHERE label = 'timeless'",
+        )
+        .await;
+    let listed = list(admin).await;
+    let found = listed
+        .into_iter()
+        .find(|listed| listed.key_id == key.key_id)
+        .expect("the key");
+    assert_eq!(found.created_at.expect("a time").seconds, -62_135_596_800);
+    assert_eq!(found.expires_at.expect("a time").seconds, 253_402_300_799);
+    assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
+}
+
+async fn all(setup: Setup) {
+    let server = setup.start().await;
+    let admin = server.admin().await;
+    for _ in 0..2 {
+        issue(&admin, "default", "whole").await;
+    }
+    let sqlite = setup.database_url().starts_with("sqlite:");
+    let more = if sqlite { &SQLITE_KEYS[..] } else { &[] };
+    for damage in KEYS.iter().chain(more) {
+        damaged_key(&setup, &admin, damage).await;
+    }
+    damaged_owner(&setup, &admin).await;
+    damaged_tenant(&setup, &admin).await;
+    damaged_credentials(&setup, &admin).await;
+    times(&setup, &admin).await;
+}
+
+on_both_engines! {
+    async fn a_row_that_cannot_be_read_denies_and_spoils_nothing(setup: Setup) {
+        all(setup).await;
+    }
+}
