@@ -49,10 +49,10 @@ const STORE: &str = "INSERT INTO keys (key_id, tenant_id, owner_id, label, descr
     WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 120000) \
     SELECT CAST(1000000000000000 + n AS TEXT), 'default', CASE WHEN n % 4800 = 7 THEN 'rare' ELSE 'usual' END, \
     'key ' || n, '', 'gk', '[\"a\"]', '[]', '[]', '{}', FALSE, 0, 'admin', 'v1', '', n, n FROM numbers";
-/// Requests of one caller that may wait for the database.
-const WAITING_EACH: usize = 256;
+/// Calls of one caller that may be under way at once.
+const CALLS_EACH: usize = 256;
 /// Changes that have their turn at once.
-const RUNNING: i64 = 2;
+const RUNNING: usize = 2;
 /// More than may wait for Argon2, of strangers and of one issuer.
 const HASHES: usize = 400;
 
@@ -341,22 +341,22 @@ async fn take_turns(setup: Setup) {
     inside.hold().await;
 
     let mut many = JoinSet::new();
-    // Two have their turn, and ten are too many.
-    for number in 0..WAITING_EACH + 12 {
+    // Ten are too many.
+    for number in 0..CALLS_EACH + 10 {
         many.spawn(put_owner(&narrow, format!("owner {number}")));
     }
     for _ in 0..10 {
         let refused = many.join_next().await.expect("there are more");
         let status = refused
             .expect("it does not panic")
-            .expect_err("the queue is full");
+            .expect_err("the caller has too many calls");
         assert_eq!(
             (status.code(), &*error_reason(&status)),
-            (Code::ResourceExhausted, "CHANGES_BUSY")
+            (Code::ResourceExhausted, "CALLS_BUSY")
         );
     }
     let own = tokio::spawn(put_owner(&admin, "of the admin".to_owned()));
-    queued(&server, "changes", WAITING_EACH + 1).await;
+    queued(&server, "changes", CALLS_EACH - RUNNING + 1).await;
     let revoking = {
         let admin = admin.clone();
         tokio::spawn(async move { revoke(&admin, 1).await })
@@ -370,13 +370,14 @@ async fn take_turns(setup: Setup) {
         .expect("it is revoked");
     let own = own.await.expect("it does not panic").expect("it is put");
     // Those that had their turn, the revocation, one of the many, and then this one at the latest.
+    let running = i64::try_from(RUNNING).expect("it is small");
     let before = own - head - 1;
-    assert!(before <= RUNNING + 2, "{before} changes were first");
+    assert!(before <= running + 2, "{before} changes were first");
     let revision = "SELECT CAST(revision AS TEXT) FROM keys WHERE key_id = '1000000000000001'";
     let revoked: i64 = inside.texts(revision).await[0].parse().expect("a number");
     let before = revoked - head - 1;
     assert!(
-        before <= RUNNING + 1,
+        before <= running + 1,
         "{before} changes were before the revocation"
     );
     for answer in many.join_all().await {
