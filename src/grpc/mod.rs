@@ -36,6 +36,7 @@ pub use calls::Calls;
 pub use front::{Front, House};
 pub use infrastructure::{Infrastructure, Probes};
 pub use stall::StreamExecutor;
+pub use status::{metadata_too_large, overloaded};
 
 use std::sync::Arc;
 

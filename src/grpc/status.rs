@@ -97,7 +97,8 @@ pub(super) fn stopping() -> Status {
 }
 
 /// A call that there is no room for now.
-pub(super) fn overloaded() -> Status {
+#[must_use]
+pub fn overloaded() -> Status {
     retry_later(
         Code::ResourceExhausted,
         "CALLS_BUSY",
@@ -133,6 +134,16 @@ pub(super) fn memory_busy() -> Status {
 pub(super) fn unknown_method() -> Status {
     let message = "this method is not known here";
     status(Code::Unimplemented, "UNKNOWN_METHOD", message)
+}
+
+/// Returns the status of a call whose metadata is too large.
+#[must_use]
+pub fn metadata_too_large() -> Status {
+    retry_later(
+        Code::ResourceExhausted,
+        "METADATA_TOO_LARGE",
+        "the metadata of the call is larger than 16 KiB",
+    )
 }
 
 /// A status that tonic chose, completed: `None` where it is complete already.

@@ -200,6 +200,11 @@ pub struct Config {
     #[arg(long, env = "GATEKEY_MAX_CONNECTION_AGE", default_value = "15m", value_name = "DURATION", value_parser = parse_age, global = true)]
     pub max_connection_age: Duration,
 
+    /// Connections from one address, that is an IPv4 address or an IPv6 /64: raise it where all
+    /// clients come through one proxy [default: half of all connections]
+    #[arg(long, env = "GATEKEY_CONNECTIONS_PER_ADDRESS", value_name = "CONNECTIONS", value_parser = parse_count, global = true)]
+    pub connections_per_address: Option<usize>,
+
     /// How long open calls may finish after SIGTERM
     #[arg(long, env = "GATEKEY_DRAIN", default_value = "20s", value_name = "DURATION", value_parser = parse_span, global = true)]
     pub drain: Duration,
@@ -301,6 +306,7 @@ impl fmt::Debug for Config {
             .field("tls_key_file", &self.tls_key_file)
             .field("tls_client_ca_file", &self.tls_client_ca_file)
             .field("max_connection_age", &self.max_connection_age)
+            .field("connections_per_address", &self.connections_per_address)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .field("log_format", &self.log_format)

@@ -1,11 +1,17 @@
 //! Health: what probes are told, on a port of their own if there is one; and `gatekey health`, which
 //! asks.
 
-use std::{io, net::Ipv4Addr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::watch,
     task::{self, JoinHandle, JoinSet},
     time,
@@ -27,9 +33,11 @@ use tower::service_fn;
 use tracing::{info, warn};
 
 use super::{
-    ACCEPT_AGAIN, StartError,
+    StartError,
     config::Config,
-    connection::{self, Term},
+    connection::{self, Rules},
+    listener::Listener,
+    streams::Budget,
     tls,
 };
 use crate::{
@@ -39,8 +47,6 @@ use crate::{
 
 /// How often the lease is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The most connections of probes at once; one more is closed at once.
-const PROBES_MAX: usize = 256;
 /// How long `gatekey health` waits.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -145,33 +151,29 @@ async fn follow(replica: &Replica, status: &watch::Sender<ServingStatus>) {
     }
 }
 
-/// Answers what comes to the port of probes, until the handle is dropped: on the current runtime, so
+/// Answers probes on a port of their own, until the handle is dropped: on the current runtime, so
 /// that it does whatever comes to the serving threads.
-pub fn answer(port: TcpListener, health: Routes, term: Term) -> AbortOnDropHandle<()> {
-    let health = Infrastructure::new(health, term.stop.clone());
+pub fn answer(
+    port: Listener,
+    health: Routes,
+    rules: Rules,
+    budget: Budget,
+) -> AbortOnDropHandle<()> {
+    let health = Infrastructure::new(health, rules.stop.clone());
     AbortOnDropHandle::new(task::spawn(async move {
         let mut open = JoinSet::new();
-        loop {
-            tokio::select! {
-                accepted = port.accept() => match accepted {
-                    Ok((stream, peer)) if open.len() < PROBES_MAX => {
-                        let probes = health.for_probes(Peer::new(peer.ip(), None));
-                        let service = TowerToHyperService::new(probes);
-                        let term = term.clone();
-                        let plain = async |stream, _| Ok(stream);
-                        open.spawn(async move {
-                            connection::serve(stream, plain, |_| service, &term).await
-                        });
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        warn!(%error, "a probe's connection could not be accepted");
-                        time::sleep(ACCEPT_AGAIN).await;
-                    }
-                },
-                Some(_) = open.join_next() => {}
-            }
-        }
+        let serve = |stream, peer: SocketAddr, admitted| {
+            while open.try_join_next().is_some() {}
+            let service = TowerToHyperService::new(health.for_probes(Peer::new(peer.ip(), None)));
+            let (rules, budget) = (rules.clone(), budget.clone());
+            open.spawn(async move {
+                let plain = async |stream, _| Ok(stream);
+                let service = |_: &_| service;
+                // A connection that breaks is its client's to report.
+                let _ = connection::serve(stream, admitted, plain, service, &rules, budget).await;
+            });
+        };
+        port.accept(&rules.stop, serve).await;
     }))
 }
 

@@ -12,69 +12,71 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time,
-};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::{net::TcpStream, task::JoinSet, time};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use super::{
+    admission::{Admitted, Closed},
+    listener::Listener,
+};
 use crate::{
     domain::clock::Timestamp,
     meter::{Format, Page, Tell, Told},
 };
 
-/// More readers at once wait for each other.
-const READERS_MAX: usize = 16;
-/// How long a reader may take to ask.
-const ASK_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a connection may last: a reader that never goes away must not keep others out.
+/// How long a reader may take to ask, also for the next time.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may last, also one that does not read its answer.
 const CONNECTION_MAX: Duration = Duration::from_mins(5);
-/// After how long it is tried again to accept one.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Serves what the process and these parts have to tell, on the current runtime, until the handle is
+/// Serves what the process and these parts report, on the current runtime, until the handle is
 /// dropped.
 pub(super) fn start(
-    listener: TcpListener,
+    port: Listener,
     started: Timestamp,
-    parts: [Arc<dyn Tell>; 2],
+    parts: impl IntoIterator<Item = Arc<dyn Tell>>,
 ) -> AbortOnDropHandle<()> {
     let process = Arc::new(Process { started }) as Arc<dyn Tell>;
-    let [calls, connections] = parts;
-    let told = Told::new(&[process, calls, connections]);
-    AbortOnDropHandle::new(tokio::spawn(serve(listener, told)))
+    let parts: Vec<_> = [process].into_iter().chain(parts).collect();
+    let told = Told::new(&parts);
+    AbortOnDropHandle::new(tokio::spawn(serve(port, Arc::new(told))))
 }
 
-async fn serve(listener: TcpListener, told: Told) {
-    let (told, readers) = (Arc::new(told), Arc::new(Semaphore::new(READERS_MAX)));
-    loop {
-        // It is never closed.
-        let Ok(place) = Arc::clone(&readers).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let told = Arc::clone(&told);
-                tokio::spawn(async move {
-                    // A connection that breaks is its reader's to tell of.
-                    let _ = time::timeout(CONNECTION_MAX, answer(stream, &told)).await;
-                    drop(place);
-                });
-            }
-            // Of the connection, or of the process, which has no descriptors left.
-            Err(_) => time::sleep(ACCEPT_AGAIN).await,
-        }
-    }
+async fn serve(port: Listener, told: Arc<Told>) {
+    let mut open = JoinSet::new();
+    let serve = |stream, _, mut admitted: Admitted| {
+        while open.try_join_next().is_some() {}
+        let told = Arc::clone(&told);
+        open.spawn(async move {
+            let why = tokio::select! {
+                why = answer(stream, &told, &admitted) => why,
+                () = time::sleep(CONNECTION_MAX) => Closed::Age,
+                () = admitted.evicted() => Closed::Evicted,
+            };
+            admitted.closed(why);
+        });
+    };
+    port.accept(&CancellationToken::new(), serve).await;
 }
 
-async fn answer(stream: TcpStream, told: &Told) -> Result<(), hyper::Error> {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(respond(&request, told)) });
-    http1::Builder::new()
+async fn answer(stream: TcpStream, told: &Told, admitted: &Admitted) -> Closed {
+    let service = service_fn(|request| {
+        let mut stream = admitted.counter().open();
+        let response = respond(&request, told);
+        stream.handled();
+        admitted.greeted();
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let ended = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(ASK_PATIENCE)
+        .header_read_timeout(ASK_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service)
-        .await
+        .await;
+    match ended {
+        Err(error) if error.is_timeout() => Closed::Idle,
+        Err(error) if error.is_parse() => Closed::Protocol,
+        Ok(()) | Err(_) => Closed::Client,
+    }
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";

@@ -2,24 +2,31 @@
 //!
 //! The order of the start and of the stop is here, top to bottom.
 
+mod admission;
+mod authority;
 pub mod config;
 mod connection;
+mod descriptors;
 mod environment;
 mod first_steps;
 pub mod health;
 mod keyfile;
+mod listener;
 mod metrics;
+mod ports;
+mod preface;
+mod signals;
+mod streams;
 mod telemetry;
 mod tls;
 mod workers;
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{
-    net::TcpListener,
     runtime::Runtime,
-    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,10 +34,15 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use self::{
-    config::{Config, MetricsListen, ValidateAuth},
-    connection::Term,
+    admission::Admission,
+    config::{Config, ValidateAuth},
+    connection::Rules,
     health::Readiness,
     keyfile::KeyFiles,
+    ports::{Addresses, Reservations},
+    preface::Speaks,
+    signals::Signals,
+    streams::{Budget, Refusals},
     telemetry::{Telemetry, TelemetryError},
     tls::Tls,
     workers::Workers,
@@ -51,8 +63,8 @@ use crate::{
         pepper_check::{self, PepperMismatch},
         repepper::Repepper,
         replica::Replica,
-        secret::Secrets,
-        usage::Usage,
+        secret::{AdminToken, Peppers, Secrets},
+        usage::{Usage, Writing},
         validator::Validator,
         warm::Warmer,
     },
@@ -69,8 +81,9 @@ const STORE_RETRY: Duration = Duration::from_millis(500);
 /// How long it goes on as before when it has told that it is not ready: who watches that, or is told of
 /// endpoints, leaves meanwhile and need not be told to go, by which some clients lose calls.
 const LEAVE: Duration = Duration::from_millis(100);
-/// How long an acceptor waits when there are no file descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// How long a connection may be without an open stream: on the main port, and on that of probes.
+const IDLE: Duration = Duration::from_mins(1);
+const PROBE_IDLE: Duration = Duration::from_secs(10);
 
 /// Why gatekey could not start, in one line.
 #[derive(Debug, Error)]
@@ -148,99 +161,92 @@ pub async fn migrate(
 
 async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let started = SystemClock.now();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-
+    let signals = Signals::start()?;
     let tls = Tls::start(config)?;
+<<<<<<< HEAD
     let store = tokio::select! {
         store = open_to_serve(config) => store?,
+=======
+    // Before the database and the secret files: a port that is in use leaves none behind.
+    let ports = Reservations::bind(config)?;
+    let (store, files) = tokio::select! {
+        opened = open(config) => opened?,
+>>>>>>> e0bf54a (Bound connections by descriptors, address and idle time)
         // Nothing has been begun.
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = signals.first() => return Ok(()),
     };
     let KeyFiles {
         admin,
         peppers,
         made,
-    } = read_key_files(config, &*store).await?;
-
-    let ports = Ports::bind(config).await?;
-
-    let secrets = Arc::new(Secrets::new(peppers, config.argon2));
-    let clock = Arc::new(SystemClock);
-    let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
-    let replica = Arc::new(Replica::new(
-        Arc::clone(&store),
-        Arc::clone(&cache),
-        clock.clone(),
-        config.lease,
-    ));
-    let follower = Arc::clone(&replica);
-    let following = tokio::spawn(async move { follower.run().await });
-    let warmer = Warmer {
-        store: Arc::clone(&store),
-        secrets: Arc::clone(&secrets),
-        cache: Arc::clone(&cache),
-        clock: clock.clone(),
-    };
-    let repepper = Repepper::start(Arc::clone(&store), &secrets, clock.clone());
-    let keyring = Keyring::new(
-        Arc::clone(&store),
-        Arc::clone(&secrets),
-        Arc::clone(&cache),
-        clock.clone(),
-    );
-    let (usage, writing) = Usage::start(Arc::clone(&store));
+    } = files;
+    let ports = ports.listen(config)?;
+    let connections = ports.connections();
+    let addresses = ports.addresses()?;
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-    let doors = Doors {
-        validator: Validator::new(Arc::clone(&store), secrets, cache, clock.clone(), repepper),
-        log: Log::new(Arc::clone(&store), clock.clone(), replica.applied()),
-        keyring,
-        replica: Arc::clone(&replica),
-        usage,
-        clock,
-        admin,
-        validate_auth: config.validate_auth == ValidateAuth::Required,
-        calls: Calls::default(),
-        stop: stop.clone(),
-    };
+    let Services {
+        doors,
+        replica,
+        following,
+        warmer,
+        writing,
+    } = start_services(config, &store, admin, peppers, &stop);
 
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys);
     let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
+    let refusals = Arc::new(Refusals::default());
     // Until the very end: probes are to see that it stops.
-    let term = Term::new(config, &cut);
-    let _probes = ports
-        .health
-        .map(|port| health::answer(port, health.clone(), term));
+    let rules = Rules::new(config, PROBE_IDLE, Speaks::Plaintext, &cut);
+    let _probes = ports.probes.map(|port| {
+        let budget = Budget::share(1, &refusals);
+        health::answer(port, health.clone(), rules.clone(), budget)
+    });
     let house = House::new(
         doors,
         Infrastructure::new(with_reflection(health)?, stop.clone()),
         TraceLayer::new(telemetry.tracing()),
     );
-    let term = Term::new(config, &stop);
-    let workers = Workers::start(config.workers(), &house, tls.as_ref(), &term, &cut)?;
-    let tellers = [Arc::new(house) as Arc<dyn Tell>, workers.connections()];
+    let speaks = tls.as_ref().map_or(Speaks::Plaintext, |_| Speaks::Tls);
+    let rules = Rules::new(config, IDLE, speaks, &stop);
+    let workers = Workers::start(
+        config.workers(),
+        &house,
+        tls.as_ref(),
+        &rules,
+        &refusals,
+        &cut,
+    )?;
+    let handshakes = tls.as_ref().map(Tls::handshakes).unwrap_or_default();
+    let tellers = [
+        Arc::new(house) as Arc<dyn Tell>,
+        Arc::new(connections),
+        refusals,
+        handshakes,
+    ];
     let telling = ports
-        .metrics
+        .readers
         .map(|port| metrics::start(port, started, tellers));
-    let others = [ports.health_listen, ports.metrics_listen];
-    announce(config, ports.listen, others, tls.is_some());
+    announce(config, &addresses, tls.is_some());
     if store.count_keys(1).await.is_ok_and(|keys| keys == 0) {
-        first_steps::print(&made, config, ports.listen);
+        first_steps::print(&made, config, addresses.main);
     }
 
+    let accept = || {
+        let give = |stream, peer, admitted| workers.give(stream, peer, admitted);
+        ports.main.accept(&stop, give)
+    };
     let asked = tokio::select! {
-        () = workers.accept(&ports.main, &stop) => "none",
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+        () = accept() => "none",
+        asked = signals.first() => asked,
     };
     // The stop. New calls come until balancers have seen that it is not ready.
     info!(signal = asked, "stopping");
-    take_leave(readiness, workers.accept(&ports.main, &stop)).await;
+    take_leave(readiness, accept()).await;
+    let connections = ports.main.admission();
     drop(ports.main);
     stop.cancel();
-    finish(workers, config.drain, &cut).await?;
+    finish(workers, &connections, config.drain, &cut).await?;
     drop(telling);
     // Nobody is answered any more: nobody is to wait for this replica.
     following.abort();
@@ -254,18 +260,77 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Logs where it serves.
-fn announce(config: &Config, listen: SocketAddr, others: [Option<SocketAddr>; 2], tls: bool) {
-    let [health_listen, metrics_listen] = others.map(|it| it.map(tracing::field::display));
+/// Logs the addresses that are served.
+fn announce(config: &Config, addresses: &Addresses, tls: bool) {
     info!(
-        %listen,
+        listen = %addresses.main,
         tls,
-        health_listen,
-        metrics_listen,
+        health_listen = addresses.probes.map(tracing::field::display),
+        metrics_listen = addresses.readers.map(tracing::field::display),
         store = config.shown_database_url(),
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );
+}
+
+/// Opens the store and reads the secret files.
+async fn open(config: &Config) -> Result<(Arc<dyn Store>, KeyFiles), StartError> {
+    let store = open_store(config).await?;
+    let files = read_key_files(config, &*store).await?;
+    Ok((store, files))
+}
+
+/// What calls are answered with, and what runs beside them.
+struct Services {
+    doors: Doors,
+    replica: Arc<Replica>,
+    following: JoinHandle<()>,
+    warmer: Warmer,
+    writing: Writing,
+}
+
+fn start_services(
+    config: &Config,
+    store: &Arc<dyn Store>,
+    admin: AdminToken,
+    peppers: Peppers,
+    stop: &CancellationToken,
+) -> Services {
+    let (store, clock) = (|| Arc::clone(store), Arc::new(SystemClock));
+    let secrets = Arc::new(Secrets::new(peppers, config.argon2));
+    let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
+    let replica = Replica::new(store(), Arc::clone(&cache), clock.clone(), config.lease);
+    let replica = Arc::new(replica);
+    let follower = Arc::clone(&replica);
+    let following = tokio::spawn(async move { follower.run().await });
+    let warmer = Warmer {
+        store: store(),
+        secrets: Arc::clone(&secrets),
+        cache: Arc::clone(&cache),
+        clock: clock.clone(),
+    };
+    let repepper = Repepper::start(store(), &secrets, clock.clone());
+    let (keys, cached) = (Arc::clone(&secrets), Arc::clone(&cache));
+    let (usage, writing) = Usage::start(store());
+    let doors = Doors {
+        validator: Validator::new(store(), secrets, cache, clock.clone(), repepper),
+        log: Log::new(store(), clock.clone(), replica.applied()),
+        keyring: Keyring::new(store(), keys, cached, clock.clone()),
+        replica: Arc::clone(&replica),
+        usage,
+        clock,
+        admin,
+        validate_auth: config.validate_auth == ValidateAuth::Required,
+        calls: Calls::default(),
+        stop: stop.clone(),
+    };
+    Services {
+        doors,
+        replica,
+        following,
+        warmer,
+        writing,
+    }
 }
 
 /// Opens the store; one that does not answer is tried for a while.
@@ -341,57 +406,22 @@ async fn take_leave(readiness: Readiness, accepting: impl Future<Output = ()>) {
     let _ = time::timeout(LEAVE, accepting).await;
 }
 
-/// Waits for the calls in flight, and cuts off those that take too long.
-async fn finish(workers: Workers, drain: Duration, cut: &CancellationToken) -> io::Result<()> {
+/// Waits for the calls in flight, and cuts off those that take too long, or that only wait for
+/// their client.
+async fn finish(
+    workers: Workers,
+    connections: &Admission,
+    drain: Duration,
+    cut: &CancellationToken,
+) -> io::Result<()> {
     let mut ended = tokio::task::spawn_blocking(|| workers.join());
-    if time::timeout(drain, &mut ended).await.is_err() {
-        warn!("calls were cut off that did not finish in time");
-        cut.cancel();
-        ended.await.map_err(io::Error::other)?;
+    tokio::select! {
+        ended = &mut ended => return ended.map_err(io::Error::other),
+        () = connections.quiet() => {}
+        () = time::sleep(drain) => warn!("calls were cut off that did not finish in time"),
     }
-    Ok(())
-}
-
-/// The ports, taken.
-struct Ports {
-    main: TcpListener,
-    listen: SocketAddr,
-    health: Option<TcpListener>,
-    health_listen: Option<SocketAddr>,
-    metrics: Option<TcpListener>,
-    metrics_listen: Option<SocketAddr>,
-}
-
-impl Ports {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let main = bind("GATEKEY_LISTEN", config.listen).await?;
-        let health = match config.health_listen {
-            Some(address) => Some(bind("GATEKEY_HEALTH_LISTEN", address).await?),
-            None => None,
-        };
-        let metrics = match config.metrics_listen {
-            MetricsListen::At(address) => Some(bind("GATEKEY_METRICS_LISTEN", address).await?),
-            MetricsListen::Off => None,
-        };
-        Ok(Self {
-            listen: main.local_addr()?,
-            health_listen: health.as_ref().map(TcpListener::local_addr).transpose()?,
-            metrics_listen: metrics.as_ref().map(TcpListener::local_addr).transpose()?,
-            main,
-            health,
-            metrics,
-        })
-    }
-}
-
-/// Takes a port.
-async fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| StartError::Setting {
-        variable,
-        value: address.to_string(),
-        why: error.to_string(),
-    })
+    cut.cancel();
+    ended.await.map_err(io::Error::other)
 }
 
 fn bad_store(config: &Config, error: &OpenError) -> StartError {

@@ -32,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::{StartError, config::Config, keyfile};
+use super::{StartError, config::Config, keyfile, preface};
 use crate::meter::{LogLimit, Page, Tell};
 
 const CERT: &str = "GATEKEY_TLS_CERT_FILE";
@@ -41,6 +41,8 @@ const CLIENT_CA: &str = "GATEKEY_TLS_CLIENT_CA_FILE";
 
 /// HTTP/2, which is all that is spoken.
 const PROTOCOL: &[u8] = b"h2";
+/// HTTP/1.1, whose clients get one line that says what this port speaks.
+const PROTOCOL_REFUSED: &[u8] = b"http/1.1";
 /// How often the files are looked at. What has changed is taken once it is the same twice: by
 /// then whoever writes it has written all of it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -83,12 +85,16 @@ impl Tls {
     /// a CA that is not known, or when it takes longer than `until` then.
     pub async fn accept(
         &self,
-        stream: TcpStream,
+        mut stream: TcpStream,
         until: Instant,
     ) -> io::Result<server::TlsStream<TcpStream>> {
         let config = Arc::clone(&self.current.borrow());
         let peer = stream.peer_addr();
-        let greeted = time::timeout_at(until, TlsAcceptor::from(config).accept(stream)).await;
+        let handshake = async {
+            preface::expect_tls(&mut stream).await?;
+            TlsAcceptor::from(config).accept(stream).await
+        };
+        let greeted = time::timeout_at(until, handshake).await;
         let (count, greeted) = match greeted {
             Ok(Ok(stream)) => (&self.handshakes.ok, Ok(stream)),
             Ok(Err(error)) => (&self.handshakes.failed, Err(error)),
@@ -360,7 +366,7 @@ impl Files {
                 }
                 _ => key("it is not a key that TLS can be spoken with (RSA, ECDSA or Ed25519)"),
             })?;
-        config.alpn_protocols = vec![PROTOCOL.to_owned()];
+        config.alpn_protocols = vec![PROTOCOL.to_owned(), PROTOCOL_REFUSED.to_owned()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)

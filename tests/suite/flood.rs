@@ -287,7 +287,7 @@ impl Garbage {
             _ if number % 5000 == 4999 => Call {
                 authorization: self.metadata(rng, METADATA_MAX..METADATA_MAX + 4096),
                 body: frame(&[]),
-                want: Err(Code::Unknown),
+                want: Err(Code::ResourceExhausted),
             },
             0..220 => asked(ask(&self.text(rng)), Reason::Malformed),
             220..440 => asked(ask_header(&self.header(rng)), Reason::Malformed),
@@ -483,14 +483,7 @@ async fn send(
     let ready = poll_fn(|context| channel.poll_ready(context)).await;
     ready.map_err(broken)?;
     let response = channel.call(request).await.map_err(broken)?;
-    if response.status() != StatusCode::OK {
-        // This is no gRPC, and clients of gRPC read it so.
-        assert_eq!(
-            response.status(),
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-        );
-        return Err(Status::unknown("the metadata is too large"));
-    }
+    assert_eq!(response.status(), StatusCode::OK);
     if let Some(status) = Status::from_header_map(response.headers()) {
         error_reason(&status); // every error has its details
         return Err(status);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod attack_calls;
+mod attacks;
 mod callers;
 mod cancelled;
 mod container;

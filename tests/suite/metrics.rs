@@ -120,7 +120,7 @@ on_both_engines! {
         assert!(sample(&page, "gatekey_lease_remaining_seconds") > 0.0);
         assert!(count(&page, "gatekey_enforcement_duration_seconds_count") >= 1);
         assert_eq!(count(&page, "gatekey_enforcement_waiting"), 0);
-        assert!(count(&page, "gatekey_connections") >= 1);
+        assert!(count(&page, "gatekey_connections{port=\"main\"}") >= 1);
         assert!(sample(&page, "process_resident_memory_bytes") > 1e6);
 
         secrets.push("acme-tenant".to_owned());

@@ -182,11 +182,16 @@ impl Running {
         line.expect("a line before the end")
     }
 
-    /// Sends it a signal, waits until it has ended, and gives its status and the lines of stdout not read before.
-    pub async fn end_by(mut self, signal: Signal) -> (ExitStatus, Vec<String>) {
+    /// Sends it a signal and does not wait.
+    pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).expect("a process id");
         let id = Pid::from_raw(id).expect("not 0");
         kill_process(id, signal).expect("it is our child");
+    }
+
+    /// Sends it a signal, waits until it has ended, and gives its status and the lines of stdout not read before.
+    pub async fn end_by(mut self, signal: Signal) -> (ExitStatus, Vec<String>) {
+        self.signal(signal);
         let (mut stdout, mut stderr) = (Vec::new(), self.stderr);
         let ended = time::timeout(DEADLINE, async {
             while let Some(line) = self.stdout.next_line().await.expect("a pipe") {

@@ -122,7 +122,7 @@ impl Deployment {
 
 /// Waits until so many clients are connected to a pod.
 async fn has(pod: &Gatekey, clients: usize) {
-    let open = format!("gatekey_connections {clients}");
+    let open = format!("gatekey_connections{{port=\"main\"}} {clients}");
     let page = || get(pod.metrics(), "/metrics").expect("it answers").1;
     let known = async {
         while !block_in_place(page).lines().any(|line| line == open) {

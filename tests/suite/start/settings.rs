@@ -104,6 +104,11 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
         ("GATEKEY_MAX_CONNECTION_AGE", "0s", AGE),
         ("GATEKEY_MAX_CONNECTION_AGE", "999ms", AGE),
         ("GATEKEY_MAX_CONNECTION_AGE", "366days", AGE),
+        (
+            "GATEKEY_CONNECTIONS_PER_ADDRESS",
+            "0",
+            "must be a number of 1 or more",
+        ),
         ("GATEKEY_DRAIN", "20", DURATION),
         ("GATEKEY_DRAIN", "-1s", DURATION),
         ("GATEKEY_ARGON2", "m=1023,t=1,p=1", ARGON2),

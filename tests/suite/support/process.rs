@@ -31,6 +31,7 @@ const DEADLINE: Duration = Duration::from_mins(1);
 pub struct Setup {
     folder: Arc<TempDir>,
     settings: BTreeMap<String, String>,
+    descriptors: Option<u32>,
 }
 
 impl Setup {
@@ -51,7 +52,14 @@ impl Setup {
         Setup {
             settings: settings.map(|(name, value)| (name.into(), value)).into(),
             folder: Arc::new(folder),
+            descriptors: None,
         }
+    }
+
+    /// Limits the file descriptors of the server, as `ulimit -n` does.
+    pub fn descriptors(mut self, limit: u32) -> Setup {
+        self.descriptors = Some(limit);
+        self
     }
 
     /// Adds a setting, or replaces one.
@@ -112,7 +120,16 @@ impl Setup {
     }
 
     fn spawn(&self) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gatekey"));
+        let program = env!("CARGO_BIN_EXE_gatekey");
+        let mut command = match self.descriptors {
+            None => Command::new(program),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {limit} && exec \"$0\"");
+                shell.args(["-c", &limited, program]);
+                shell
+            }
+        };
         for (name, _) in std::env::vars_os() {
             let known = name.to_string_lossy();
             if known.starts_with("GATEKEY_") || known.starts_with("OTEL_") {

@@ -1,0 +1,161 @@
+//! The three ports: for gRPC, for probes and for metrics.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc};
+
+use super::{
+    StartError,
+    admission::{Admission, Bounds},
+    config::{Config, MetricsListen},
+    descriptors::{self, Shares},
+    listener::{Listener, Reserved},
+};
+use crate::meter::{Page, Tell};
+
+/// A setting that names a port, and the port's name in metrics and in the log.
+type Name = (&'static str, &'static str);
+
+const MAIN: Name = ("GATEKEY_LISTEN", "main");
+const PROBES: Name = ("GATEKEY_HEALTH_LISTEN", "health");
+const READERS: Name = ("GATEKEY_METRICS_LISTEN", "metrics");
+
+/// The ports, reserved.
+pub struct Reservations {
+    main: Reserved,
+    probes: Option<Reserved>,
+    readers: Option<Reserved>,
+}
+
+/// The ports, which accept connections.
+pub struct Ports {
+    pub main: Listener,
+    pub probes: Option<Listener>,
+    pub readers: Option<Listener>,
+}
+
+impl Reservations {
+    /// Reserves the ports that the settings name.
+    ///
+    /// # Errors
+    /// One that names the variable, the address and what is wrong.
+    pub fn bind(config: &Config) -> Result<Self, StartError> {
+        let probes = config.health_listen;
+        let readers = match config.metrics_listen {
+            MetricsListen::At(address) => Some(address),
+            MetricsListen::Off => None,
+        };
+        Ok(Self {
+            main: bind(MAIN, config.listen)?,
+            probes: probes.map(|address| bind(PROBES, address)).transpose()?,
+            readers: readers.map(|address| bind(READERS, address)).transpose()?,
+        })
+    }
+
+    /// Starts to accept connections, as many as the process's file descriptors allow.
+    ///
+    /// # Errors
+    /// As [`Reservations::bind`].
+    pub fn listen(self, config: &Config) -> Result<Ports, StartError> {
+        let descriptors = descriptors::raise_limit();
+        let per_address = config.connections_per_address;
+        let shares = Shares::of(descriptors, config.workers(), per_address);
+        let optional = |name, port: Option<Reserved>, bounds| {
+            port.map(|port| listen(name, port, bounds)).transpose()
+        };
+        Ok(Ports {
+            main: listen(MAIN, self.main, shares.main)?,
+            probes: optional(PROBES, self.probes, shares.probes)?,
+            readers: optional(READERS, self.readers, shares.readers)?,
+        })
+    }
+}
+
+/// The addresses of the ports, with the numbers that the kernel has chosen.
+pub struct Addresses {
+    pub main: SocketAddr,
+    pub probes: Option<SocketAddr>,
+    pub readers: Option<SocketAddr>,
+}
+
+impl Ports {
+    /// Returns the addresses of the ports.
+    ///
+    /// # Errors
+    /// When the kernel does not know them.
+    pub fn addresses(&self) -> io::Result<Addresses> {
+        let optional = |port: &Option<Listener>| port.as_ref().map(Listener::address).transpose();
+        Ok(Addresses {
+            main: self.main.address()?,
+            probes: optional(&self.probes)?,
+            readers: optional(&self.readers)?,
+        })
+    }
+
+    /// Returns what counts the connections of all ports.
+    pub fn connections(&self) -> Connections {
+        let ports = [
+            Some(&self.main),
+            self.probes.as_ref(),
+            self.readers.as_ref(),
+        ];
+        let ports = ports.into_iter().flatten();
+        Connections(ports.map(|port| (port.name(), port.admission())).collect())
+    }
+}
+
+fn bind(name: Name, address: SocketAddr) -> Result<Reserved, StartError> {
+    Reserved::bind(address).map_err(|error| unusable(name, address.to_string(), &error))
+}
+
+fn listen(name: Name, port: Reserved, bounds: Bounds) -> Result<Listener, StartError> {
+    let address = port.address()?;
+    let listener = port.listen(Admission::new(bounds), name.1);
+    listener.map_err(|error| unusable(name, address.to_string(), &error))
+}
+
+fn unusable((variable, _): Name, value: String, error: &io::Error) -> StartError {
+    StartError::Setting {
+        variable,
+        value,
+        why: error.to_string(),
+    }
+}
+
+/// The connections of all ports, counted.
+pub struct Connections(Vec<(&'static str, Arc<Admission>)>);
+
+impl Tell for Connections {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        let ports = || self.0.iter().map(|(port, admission)| (*port, admission));
+        page.gauges(
+            "gatekey_connections",
+            "Open connections",
+            ports().map(|(port, admission)| ([("port", port)], admission.open() as u64)),
+        )?;
+        page.gauges(
+            "gatekey_connections_max",
+            "The most connections that may be open, from the limit of file descriptors",
+            ports().map(|(port, admission)| ([("port", port)], admission.bounds().max as u64)),
+        )?;
+        page.counters(
+            "gatekey_connections_accepted_total",
+            "Connections that were accepted",
+            ports().map(|(port, admission)| ([("port", port)], admission.accepted())),
+        )?;
+        page.counters(
+            "gatekey_connections_refused_total",
+            "Connections that were refused because the port or the address has its maximum, or not accepted",
+            ports().flat_map(|(port, admission)| {
+                let counts = admission.refusals();
+                counts.map(move |(why, count)| ([("port", port), ("reason", why)], count))
+            }),
+        )?;
+        page.counters(
+            "gatekey_connections_closed_total",
+            "Connections that were closed, by reason",
+            ports().flat_map(|(port, admission)| {
+                let counts = admission.closes();
+                counts.map(move |(why, count)| ([("port", port), ("reason", why)], count))
+            }),
+        )
+    }
+}
