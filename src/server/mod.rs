@@ -163,15 +163,10 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let started = SystemClock.now();
     let signals = Signals::start()?;
     let tls = Tls::start(config)?;
-<<<<<<< HEAD
-    let store = tokio::select! {
-        store = open_to_serve(config) => store?,
-=======
     // Before the database and the secret files: a port that is in use leaves none behind.
     let ports = Reservations::bind(config)?;
     let (store, files) = tokio::select! {
         opened = open(config) => opened?,
->>>>>>> e0bf54a (Bound connections by descriptors, address and idle time)
         // Nothing has been begun.
         _ = signals.first() => return Ok(()),
     };
@@ -275,7 +270,7 @@ fn announce(config: &Config, addresses: &Addresses, tls: bool) {
 
 /// Opens the store and reads the secret files.
 async fn open(config: &Config) -> Result<(Arc<dyn Store>, KeyFiles), StartError> {
-    let store = open_store(config).await?;
+    let store = open_to_serve(config).await?;
     let files = read_key_files(config, &*store).await?;
     Ok((store, files))
 }

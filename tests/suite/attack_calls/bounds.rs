@@ -170,14 +170,19 @@ async fn a_read_ends_with_its_caller_and_frees_its_place() {
         key_id: key.key_id,
         ..GetKeyRequest::default()
     };
-    let mut raw = raw(&server).await;
-    let mut calls = Vec::new();
-    for _ in 0..CALLS {
+    // One connection takes 128 calls.
+    let (mut connections, mut calls) = (Vec::new(), Vec::new());
+    for number in 0..CALLS {
+        if number % 100 == 0 {
+            connections.push(raw(&server).await);
+        }
         let request = request(server.addr(), GET_KEY, Some(&token));
-        let (answer, mut body) = raw.open(request, None).await.expect("a call");
+        let opened = connections[number / 100].open(request, None).await;
+        let (answer, mut body) = opened.expect("a call");
         body.send_data(framed(&get), true).expect("it is sent");
         calls.push((answer, body));
     }
+    let mut raw = raw(&server).await;
     let next = || request(server.addr(), GET_KEY, Some(&token));
     let busy = raw.call(next(), &get).await.expect("an answer");
     assert_eq!(

@@ -14,11 +14,12 @@ use crate::support::tool::run;
 /// Settings that stand for another one that the chart sets.
 const ALTERNATIVES: [&str; 1] = ["GATEKEY_DATABASE_URL_FILE"];
 /// Every setting of the contract, each of which the chart sets.
-const SETTINGS: [&str; 21] = [
+const SETTINGS: [&str; 22] = [
     "GATEKEY_ADMIN_TOKEN_FILE",
     "GATEKEY_ALLOW_READABLE_SECRETS",
     "GATEKEY_ARGON2",
     "GATEKEY_CACHE_KEYS",
+    "GATEKEY_CONNECTIONS_PER_ADDRESS",
     "GATEKEY_DATABASE_URL",
     "GATEKEY_DRAIN",
     "GATEKEY_HEALTH_LISTEN",

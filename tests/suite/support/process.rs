@@ -12,7 +12,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -108,6 +111,7 @@ impl Setup {
             process,
             addr,
             metrics,
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -175,6 +179,8 @@ pub struct Gatekey {
     process: Process,
     addr: SocketAddr,
     metrics: Option<SocketAddr>,
+    /// Whether it was asked to end: a second time, it ends at once.
+    stopping: AtomicBool,
 }
 
 impl Gatekey {
@@ -257,6 +263,9 @@ impl Gatekey {
 
     /// Sends it a signal and does not wait.
     pub fn signal(&self, signal: Signal) {
+        if matches!(signal, Signal::TERM | Signal::INT) {
+            self.stopping.store(true, Ordering::Relaxed);
+        }
         kill_process(Pid::from_child(&self.process.child), signal)
             .expect("a child that was not waited for can be signalled");
     }
@@ -267,9 +276,11 @@ impl Gatekey {
         self.stopped()
     }
 
-    /// Asks it to end with SIGTERM, waits until it has, and asserts exit code 0.
+    /// Asks it to end with SIGTERM, unless it was asked before, waits until it has, and asserts exit code 0.
     pub async fn stop(mut self) -> Stopped {
-        self.signal(Signal::TERM);
+        if !self.stopping.load(Ordering::Relaxed) {
+            self.signal(Signal::TERM);
+        }
         let status = self.process.exit().await;
         assert!(
             status.success(),
