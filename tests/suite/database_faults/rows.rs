@@ -1,8 +1,8 @@
 //! Rows that somebody edited by hand: each denies, is shown as far as it can be read, and spoils nothing else.
 
 use gatekey::grpc::proto::{
-    GetKeyRequest, Key, ListKeysRequest, ListOwnersRequest, ListTenantsRequest, Owner, Reason,
-    Tenant, UpdateKeyRequest,
+    CreateKeyRequest, GetKeyRequest, Key, ListKeysRequest, ListOwnersRequest, ListTenantsRequest,
+    Owner, Reason, Tenant, UpdateKeyRequest,
 };
 use tonic::Code;
 
@@ -34,8 +34,10 @@ const SQLITE_KEYS: [&str; 4] = [
 ];
 
 async fn issue(admin: &Client, tenant: &str, label: &str) -> (Key, String) {
-    let mut request = new_key(tenant, &["a"]);
-    request.label = label.to_owned();
+    let request = CreateKeyRequest {
+        label: label.to_owned(),
+        ..new_key(tenant, &["*"])
+    };
     admin.create(request).await
 }
 
@@ -183,9 +185,7 @@ async fn damaged_tenant(setup: &Setup, admin: &Client) {
 
 /// A caller whose own key is damaged is nobody, and so is a secret whose verifier is.
 async fn damaged_credentials(setup: &Setup, admin: &Client) {
-    let mut request = new_key("system", &["*"]);
-    request.label = "caller".to_owned();
-    let (_, secret) = admin.create(request).await;
+    let (_, secret) = issue(admin, "system", "caller").await;
     let (_, plaintext) = issue(admin, "default", "verified").await;
     let mut inside = Inside::of(setup).await;
     inside
