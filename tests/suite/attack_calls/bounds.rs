@@ -182,6 +182,12 @@ async fn a_read_ends_with_its_caller_and_frees_its_place() {
         body.send_data(framed(&get), true).expect("it is sent");
         calls.push((answer, body));
     }
+    // What came over a connection before an answer has been seen.
+    for connection in &mut connections {
+        let health = request(server.addr(), "grpc.health.v1.Health/Check", None);
+        let answer = connection.call(health, &()).await;
+        answer.expect("an answer");
+    }
     let mut raw = raw(&server).await;
     let next = || request(server.addr(), GET_KEY, Some(&token));
     let busy = raw.call(next(), &get).await.expect("an answer");

@@ -122,15 +122,17 @@ async fn a_signal_ends_a_start_that_waits_for_its_database() {
     // One that never answers, and one that refuses.
     for url in [&*url, "postgres://gatekey@127.0.0.1:1/keys"] {
         let mut running = program(url).start();
+        let mut held = None;
         if url.ends_with(":1/keys") {
             running.wait_for("trying for 30 s").await;
         } else {
-            silent.accept().expect("it connects");
+            held = Some(silent.accept().expect("it connects"));
         }
         let began = Instant::now();
         let (status, _) = running.end_by(Signal::TERM).await;
         assert!(status.success(), "{status}");
         assert!(began.elapsed() < STOP_MAX, "{:?}", began.elapsed());
+        drop(held);
     }
 }
 

@@ -24,6 +24,7 @@ pub fn everything() -> Json {
     values["containerSecurityContext"] = json!({});
     values["serviceAccount"] = json!({"create": true, "annotations": {"iam.example/role": "r"}});
     values["pepper"] = json!({});
+    values["config"]["connectionsPerAddress"] = json!(1000);
     values
 }
 
