@@ -96,7 +96,7 @@ fn bounds() -> [Bound; 8] {
             "lease",
             "GATEKEY_LEASE",
             json!(["500ms", "1h"]),
-            json!(["499ms", "3601s", "10", ""]),
+            json!(["499ms", "3601s", "10"]),
         ),
         (
             "maxConnectionAge",
@@ -138,19 +138,19 @@ fn bounds() -> [Bound; 8] {
             "validateAuth",
             "GATEKEY_VALIDATE_AUTH",
             json!(["required", "none"]),
-            json!(["", "optional"]),
+            json!(["optional"]),
         ),
         (
             "log",
             "GATEKEY_LOG",
             json!(["off", "trace"]),
-            json!(["", "verbose"]),
+            json!(["verbose"]),
         ),
         (
             "logFormat",
             "GATEKEY_LOG_FORMAT",
             json!(["json", "text"]),
-            json!(["", "xml"]),
+            json!(["xml"]),
         ),
     ]
 }
