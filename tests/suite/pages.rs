@@ -63,6 +63,31 @@ fn each_log_line_of_operations_is_in_the_source() {
 }
 
 #[test]
+fn each_test_that_the_threat_model_names_exists() {
+    let (rows, _) = include_str!("../../docs/security.md")
+        .split_once("## Measured")
+        .expect("the section is there");
+    let last_cells = rows
+        .lines()
+        .filter_map(|row| row.strip_suffix(" |")?.rsplit_once(" | "));
+    let named: Vec<_> = last_cells
+        .flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(named.len() > 20, "{named:?}");
+    let suite = source(Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/suite"
+    )));
+    for path in named {
+        for name in path.split("::") {
+            let declared = [format!("mod {name};"), format!("fn {name}(")];
+            let exists = declared.iter().any(|it| suite.contains(it));
+            assert!(exists, "{path}: {name}");
+        }
+    }
+}
+
+#[test]
 fn each_link_of_a_page_leads_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).expect("the folder is there");
