@@ -6,8 +6,8 @@ COPY . .
 # The caches make the next build short and stay out of the image.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked && \
-    strip target/release/gatekey -o /gatekey && \
+    cargo build --profile dist --locked && \
+    strip target/dist/gatekey -o /gatekey && \
     docker/rootfs.sh /gatekey /rootfs
 
 # tests/suite/container.rs reads this stage, builds what it says without a registry, and starts the
