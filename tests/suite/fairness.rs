@@ -325,7 +325,11 @@ async fn count_while_changes_are_held(setup: Setup) {
 
 async fn take_turns(setup: Setup) {
     let (server, admin, narrow) = stored(&setup).await;
-    let narrow = server.client(Some(&narrow)).await;
+    // A connection takes 128 calls.
+    let mut connections = Vec::new();
+    for _ in 0..=CALLS_EACH / 100 {
+        connections.push(server.client(Some(&narrow)).await);
+    }
     let put_owner = |client: &Client, name: String| {
         let mut owners = client.owners.clone();
         async move {
@@ -334,7 +338,7 @@ async fn take_turns(setup: Setup) {
         }
     };
     // Its credential is in the cache from here on.
-    let head = put_owner(&narrow, "first".to_owned())
+    let head = put_owner(&connections[0], "first".to_owned())
         .await
         .expect("there is room");
     let mut inside = Inside::of(server.setup()).await;
@@ -343,7 +347,8 @@ async fn take_turns(setup: Setup) {
     let mut many = JoinSet::new();
     // Ten are too many.
     for number in 0..CALLS_EACH + 10 {
-        many.spawn(put_owner(&narrow, format!("owner {number}")));
+        let connection = &connections[number / 100];
+        many.spawn(put_owner(connection, format!("owner {number}")));
     }
     for _ in 0..10 {
         let refused = many.join_next().await.expect("there are more");
