@@ -1,5 +1,5 @@
-//! Compiles the proto files in Rust alone (no protoc), and keeps the descriptor set, comments
-//! and all, for server reflection.
+//! Compiles the proto files without protoc and stores the descriptor set, including comments, for
+//! server reflection.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .codec_path("crate::grpc::codec::Codec")
-        // These hold a secret; their Debug is written by hand in grpc/redact.rs.
+        // These messages contain a secret; grpc/redact.rs implements their `Debug`.
         .skip_debug([
             ".gatekey.v1.CreateKeyResponse",
             ".gatekey.v1.RotateKeyResponse",

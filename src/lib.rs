@@ -1,15 +1,16 @@
 //! gatekey issues, lists, revokes and validates API keys over gRPC.
 //!
-//! The house has five floors and a cellar; imports run down this list only, and a test keeps it so:
+//! The modules form layers. Each imports only modules below it in this list, and a test enforces
+//! it:
 //!
-//! - [`server`]: the roof: settings, start, stop, telemetry
-//! - [`grpc`]: the doors: the wire, and nothing but the wire
-//! - [`service`]: the rooms: what gatekey does
-//! - [`store`]: the database, and nothing but the database
-//! - [`domain`]: the words: pure, no I/O, no clock of their own
-//! - [`meter`]: the cellar: what is counted with, on every floor
+//! - [`server`]: configuration, startup, shutdown and telemetry
+//! - [`grpc`]: the gRPC protocol only
+//! - [`service`]: the operations of gatekey
+//! - [`store`]: database access only
+//! - [`domain`]: pure values and rules, without I/O; the time is an argument
+//! - [`meter`]: metrics, log limits and spans, used by every layer
 //!
-//! `ARCHITECTURE.md` is the tour.
+//! `ARCHITECTURE.md` gives an overview.
 
 pub mod domain;
 pub mod grpc;

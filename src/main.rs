@@ -1,10 +1,10 @@
-//! The command line.
+//! The command-line entry point.
 
 use std::process::ExitCode;
 
 use gatekey::server::{self, config::Command};
 
-/// Measured: less CPU a call than the system's allocator.
+/// Measured to use less CPU per call than the system allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line, whatever went wrong.
+/// Prints the error on one line and returns the failure exit code.
 fn fail(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("gatekey: {error}");
     ExitCode::FAILURE

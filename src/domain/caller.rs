@@ -1,7 +1,7 @@
-//! Who calls gatekey, and what they may do to which tenant.
+//! Callers of gatekey and their permissions in each tenant.
 //!
-//! A caller's rights are scopes `<tenant>:<resource>:<action>`. What lies in a tenant in which a
-//! caller has no right at all does not exist for that caller.
+//! Permissions are scopes `<tenant>:<resource>:<action>`. The contents of a tenant in which a
+//! caller has no permission do not exist for that caller.
 
 use super::{
     clock::Timestamp,
@@ -11,17 +11,17 @@ use super::{
     token::KeyId,
 };
 
-/// The actor's name in the log when the admin token was used.
+/// The actor in the event log for requests with the admin token.
 pub const ADMIN: &str = "admin";
 
-/// Whether a name in a certificate can be an actor's in the log, and not be taken for another's: an
-/// owner of that name can exist, and nobody else is called so.
+/// Returns whether a name in a certificate can be an actor in the event log without ambiguity: an
+/// owner of that name can exist, and no other actor has that name.
 #[must_use]
 pub fn is_owner_name(name: &str) -> bool {
     is_name(name) && name != ADMIN && KeyId::parse(name).is_none()
 }
 
-/// What a call does, as rights name it.
+/// An operation, as permissions name it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
     KeysCreate,
@@ -40,7 +40,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// `<resource>:<action>`
+    /// Returns `<resource>:<action>`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -61,14 +61,14 @@ impl Action {
     }
 }
 
-/// What a caller may do in one tenant.
+/// The permission of a caller for one action in one tenant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Right {
     /// The action is granted.
     Granted,
-    /// Others are, this one is not.
+    /// Other actions in the tenant are granted, but not this one.
     Forbidden,
-    /// None is: the tenant does not exist for the caller.
+    /// No action in the tenant is granted: it does not exist for the caller.
     Blind,
 }
 
@@ -79,32 +79,31 @@ pub enum TenantSet {
     These(Vec<String>),
 }
 
-/// What a caller is known by.
+/// The identity of a caller.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Principal {
-    /// The admin token, or this program itself.
+    /// The admin token, or gatekey itself.
     Admin,
     /// A key of tenant `system`.
     Key(KeyId),
-    /// A certificate: the owner of that name in tenant `system`.
+    /// A certificate: the owner of the same name in tenant `system`.
     Owner(String),
 }
 
-/// One who calls, identified.
+/// An authenticated caller.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Caller {
     /// [`ADMIN`], the key_id of the credential used, or the name in the certificate used.
     pub actor: String,
-    /// The rights in force.
+    /// The permissions in force.
     pub scopes: Scopes,
-    /// What the caller is known by.
     pub principal: Principal,
-    /// The W3C trace id of the call.
+    /// The W3C trace id of the request.
     pub trace_id: Option<String>,
 }
 
 impl Caller {
-    /// One who may do everything.
+    /// Returns a caller with every permission.
     #[must_use]
     pub fn admin(actor: &str) -> Self {
         Self {
@@ -115,7 +114,7 @@ impl Caller {
         }
     }
 
-    /// The holder of a key of tenant `system`.
+    /// Returns the caller that holds a key of tenant `system`.
     #[must_use]
     pub fn holder(key_id: KeyId, standing: &Standing) -> Self {
         Self {
@@ -126,7 +125,7 @@ impl Caller {
         }
     }
 
-    /// An owner of tenant `system`, by a certificate with its name.
+    /// Returns the caller that is an owner of tenant `system`, by a certificate with its name.
     #[must_use]
     pub fn owner(standing: &Standing) -> Self {
         let name = standing.owner_id().to_owned();
@@ -138,8 +137,9 @@ impl Caller {
         }
     }
 
-    /// The same caller with the rights of now; `None` when the credential counts no more. Where
-    /// and from where it is used was checked when the call came.
+    /// Returns the same caller with its current permissions, or `None` if the credential is no
+    /// longer valid. The audience and the client address are not checked again after the start of
+    /// the request.
     #[must_use]
     pub fn renewed(&self, standing: &Standing, now: Timestamp) -> Option<Self> {
         if standing.barred(now).is_some() {
@@ -151,7 +151,7 @@ impl Caller {
         })
     }
 
-    /// What the caller may do in `tenant`.
+    /// Returns the caller's permission for `action` in `tenant`.
     #[must_use]
     pub fn right(&self, tenant: &str, action: Action) -> Right {
         if self.scopes.grants(&format!("{tenant}:{}", action.name())) {
@@ -167,12 +167,13 @@ impl Caller {
         }
     }
 
-    /// The tenants in which the action is granted. Empty: it is granted nowhere.
+    /// Returns the tenants in which the action is granted. An empty set means that it is granted in
+    /// none.
     #[must_use]
     pub fn tenants(&self, action: Action) -> TenantSet {
         let mut these = Vec::new();
         for tenant in self.scopes.iter().map(Scope::first_segment) {
-            // No tenant is called `?`, so only a wildcard grants it there.
+            // No tenant is named `?`, so only a wildcard grants the action there.
             let asked = if tenant == "*" { "?" } else { tenant };
             if self.right(asked, action) != Right::Granted {
                 continue;
@@ -187,14 +188,14 @@ impl Caller {
         TenantSet::These(these)
     }
 
-    /// Whether the action is granted in some tenant.
+    /// Returns whether the action is granted in at least one tenant.
     #[must_use]
     pub fn may_somewhere(&self, action: Action) -> bool {
         self.tenants(action) != TenantSet::These(Vec::new())
     }
 
-    /// Whether the caller holds all that `scopes` grant. In tenant `system` nobody can grant
-    /// what they do not hold.
+    /// Returns whether the caller holds every permission that `scopes` grant. In tenant `system` a
+    /// caller can grant only permissions that it holds.
     #[must_use]
     pub fn holds(&self, scopes: &Scopes) -> bool {
         scopes.iter().all(|scope| self.scopes.covers(scope))

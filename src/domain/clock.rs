@@ -1,7 +1,7 @@
-//! Time as the domain sees it: a point on the wall clock, in microseconds.
+//! Wall-clock times, in microseconds, and the clock.
 //!
-//! Nothing in the domain reads a clock; the time is handed in. `SystemClock` is the one place
-//! that asks the machine. Where only a span counts, it is measured by `uptime`.
+//! Domain functions take the time as an argument; only [`SystemClock`] reads the clocks of the
+//! machine. Elapsed time is measured by [`Clock::uptime`].
 
 use std::{
     fmt,
@@ -16,13 +16,13 @@ use rustix::time::{ClockId, clock_gettime};
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// 0001-01-01T00:00:00Z, the first that `google.protobuf.Timestamp` can hold.
+    /// 0001-01-01T00:00:00Z, the earliest time that `google.protobuf.Timestamp` can represent.
     pub const MIN: Self = Self(-62_135_596_800_000_000);
-    /// 9999-12-31T23:59:59.999999Z, the last that `google.protobuf.Timestamp` can hold.
+    /// 9999-12-31T23:59:59.999999Z, the latest time that `google.protobuf.Timestamp` can represent.
     pub const MAX: Self = Self(253_402_300_799_999_999);
 
-    /// The time `micros` microseconds after 1970, clamped to [`Timestamp::MIN`] and
-    /// [`Timestamp::MAX`].
+    /// Returns the time `micros` microseconds after 1970-01-01T00:00:00Z, clamped to
+    /// [`Timestamp::MIN`] and [`Timestamp::MAX`].
     #[must_use]
     pub const fn from_micros(micros: i64) -> Self {
         if micros < Self::MIN.0 {
@@ -34,27 +34,27 @@ impl Timestamp {
         }
     }
 
-    /// Microseconds since 1970.
+    /// Returns the microseconds since 1970-01-01T00:00:00Z.
     #[must_use]
     pub const fn as_micros(self) -> i64 {
         self.0
     }
 
-    /// The time `span` later, at most [`Timestamp::MAX`].
+    /// Returns the time `span` later, at most [`Timestamp::MAX`].
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         let micros = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
         Self(self.0.saturating_add(micros).min(Self::MAX.0))
     }
 
-    /// How long after `earlier` this is; zero when it is not.
+    /// Returns the duration since `earlier`, or zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }
 
-/// As RFC 3339 has it, in UTC. Before 1970 it is 1970.
+/// Formats the time as in RFC 3339, in UTC. A time before 1970 is shown as the start of 1970.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = u64::try_from(self.0).unwrap_or(0);
@@ -63,22 +63,23 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Where the time comes from: the machine, or a test.
+/// A source of time: the machine, or a test.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall clock's time. It never goes back.
+    /// Returns the wall-clock time, which never goes back.
     fn now(&self) -> Timestamp;
 
-    /// How long it is since some point before, which no setting of the wall clock changes, and
-    /// which goes on while the machine sleeps: two of these say how long something took.
+    /// Returns the time since a fixed point in the past. Changes of the wall clock do not affect
+    /// it, and it advances while the machine sleeps. The difference of two values is an elapsed
+    /// time.
     fn uptime(&self) -> Duration;
 }
 
-/// The machine's own clock. Where the wall clock is set back, it goes on from where it was, at the
-/// rate of the uptime: a key that has expired must not come back to life.
+/// The clock of the machine. If the wall clock is set back, the time continues from its latest
+/// value at the rate of the uptime, because an expired key must not become valid again.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
-/// By how many microseconds the wall clock is ahead of the uptime, the most that was seen.
+/// The largest observed lead of the wall clock over the uptime, in microseconds.
 static AHEAD: AtomicI64 = AtomicI64::new(i64::MIN);
 
 impl Clock for SystemClock {
@@ -88,12 +89,13 @@ impl Clock for SystemClock {
     )]
     fn now(&self) -> Timestamp {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        // In this order: what passes between the two makes it too little ahead, never too much.
+        // The wall clock is read first: time between the two reads makes the lead too small, never
+        // too large.
         let wall = Timestamp(0).after(since.unwrap_or_default());
         let uptime = i64::try_from(self.uptime().as_micros()).unwrap_or(i64::MAX);
         let ahead = wall.0.saturating_sub(uptime);
         let most = AHEAD.load(Ordering::Relaxed);
-        // Seldom, so that threads do not contend for the place in memory.
+        // Written only if the lead grows, so that threads do not contend for the cache line.
         let most = if ahead > most {
             AHEAD.fetch_max(ahead, Ordering::Relaxed).max(ahead)
         } else {
@@ -103,7 +105,7 @@ impl Clock for SystemClock {
     }
 
     fn uptime(&self) -> Duration {
-        // Not `Instant`, which stands still while the machine sleeps.
+        // `Instant` does not advance while the machine sleeps.
         let time = clock_gettime(ClockId::Boottime);
         Duration::try_from(time).unwrap_or_default()
     }

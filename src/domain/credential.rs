@@ -1,6 +1,6 @@
-//! What a caller presents: a bare key, or the value of an HTTP `Authorization` header.
+//! Presented credentials: a bare key, or the value of an HTTP `Authorization` header.
 //!
-//! The text is zeroized on drop and never shown by `Debug`.
+//! The text is zeroized on drop, and `Debug` never shows it.
 
 use std::fmt;
 
@@ -12,23 +12,23 @@ use zeroize::Zeroizing;
 
 use super::token::Presented;
 
-/// Padding is optional: RFC 7617's base64 has it, but some clients leave it out.
+/// Accepts base64 with or without padding: RFC 7617 requires padding, but some clients omit it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A presented credential. It need not be a key at all: see [`Credential::presented`].
+/// A presented credential. It may contain no valid key: see [`Credential::presented`].
 pub struct Credential {
     text: Zeroizing<String>,
-    /// Where in `text` the key starts.
+    /// The byte offset in `text` at which the key starts.
     key: usize,
-    /// Where in `text` the user name of HTTP Basic ends.
+    /// The byte offset in `text` at which the user name of HTTP Basic ends.
     username: Option<usize>,
 }
 
 impl Credential {
-    /// A bare key.
+    /// Creates a credential from a bare key.
     #[must_use]
     pub fn key(text: String) -> Self {
         Self {
@@ -38,9 +38,9 @@ impl Credential {
         }
     }
 
-    /// The value of an `Authorization` header: `Bearer <key>` (RFC 6750) or
-    /// `Basic base64(<username>:<key>)` (RFC 7617). `None`: it is neither. An empty value, or
-    /// one that is a scheme only, is an empty credential.
+    /// Parses the value of an `Authorization` header: `Bearer <key>` (RFC 6750) or
+    /// `Basic base64(<username>:<key>)` (RFC 7617). Returns `None` if it is neither. An empty
+    /// value, or a scheme only, is an empty credential.
     #[must_use]
     pub fn authorization(value: String) -> Option<Self> {
         let value = Zeroizing::new(value);
@@ -75,19 +75,19 @@ impl Credential {
         }
     }
 
-    /// The key in it, if it has the shape and the checksum of one.
+    /// Returns the key, if it has the shape and the checksum of a key.
     #[must_use]
     pub fn presented(&self) -> Option<Presented<'_>> {
         Presented::parse(&self.text[self.key..])
     }
 
-    /// Returns true if there is no key in it at all, whatever its user name is.
+    /// Returns whether the key is missing, with or without a user name.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.text[self.key..].trim().is_empty()
     }
 
-    /// The user name of an HTTP Basic credential.
+    /// Returns the user name of an HTTP Basic credential.
     #[must_use]
     pub fn username(&self) -> Option<&str> {
         Some(&self.text[..self.username?])
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_header_without_a_key_is_an_empty_credential() {
-        // The last one is `feed:`, a user name without a password.
+        // The last value encodes `feed:`, a user name without a password.
         for value in ["", " ", "Bearer", "bearer  ", "Basic", "Basic ZmVlZDo="] {
             let credential = Credential::authorization(value.to_owned()).unwrap();
             assert!(credential.is_empty(), "{value}");

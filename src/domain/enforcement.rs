@@ -1,17 +1,17 @@
-//! Whether a change that narrows what keys may do is in force everywhere.
+//! The enforcement of a restricting change on all replicas.
 
 use super::clock::Timestamp;
 
-/// The change itself is durable in either case.
+/// The enforcement state of a change, which is durable in either state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Enforcement {
-    /// No replica answers by what was true before any more.
+    /// Every replica enforces the change.
     Enforced,
-    /// The call's deadline came first.
+    /// The deadline of the request expired first.
     Pending {
-        /// The latest time at which it will be enforced.
+        /// The latest time at which every replica enforces the change.
         by: Timestamp,
-        /// How many replicas have not acknowledged yet.
+        /// The number of replicas that have not acknowledged the change yet.
         pending_replicas: u32,
     },
 }

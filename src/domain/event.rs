@@ -4,18 +4,18 @@ use serde_json::{Map, Value};
 
 use super::{clock::Timestamp, token::KeyId};
 
-/// What was changed, by the names of the API's fields. Never a secret.
+/// The changed values, by the names of the API's fields. They never contain a secret.
 pub type Details = Map<String, Value>;
 
-/// One entry of the log.
+/// An entry of the event log.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Event {
-    /// Grows with every change, in the order in which changes become visible.
+    /// Increases with every change, in the order in which changes become visible.
     pub revision: i64,
     pub change: Change,
 }
 
-/// What an event tells beside its revision.
+/// The content of an event, without its revision.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Change {
     pub at: Timestamp,
@@ -26,11 +26,11 @@ pub struct Change {
     pub key_id: Option<KeyId>,
     pub owner_id: Option<String>,
     pub details: Details,
-    /// The W3C trace id of the call, if it came with one.
+    /// The W3C trace id of the request, if it has one.
     pub trace_id: Option<String>,
 }
 
-/// What a change touches: whatever was known of it before is known no more.
+/// The keys that a change affects. Data about them from before the change is obsolete.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Touched {
     Keys(Vec<KeyId>),
@@ -44,7 +44,8 @@ pub enum Touched {
 }
 
 impl Change {
-    /// What it touches. A key that was made just now touches nobody but those it replaced.
+    /// Returns the keys that the change affects. The creation of a key affects no other keys than
+    /// those that the new key replaces.
     #[must_use]
     pub fn touched(&self) -> Touched {
         let listed = |name: &str| {
@@ -75,7 +76,6 @@ impl Change {
     }
 }
 
-/// What kind of change it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventKind {
     KeyCreated,
@@ -89,7 +89,6 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// All of them.
     pub const ALL: [Self; 8] = [
         Self::KeyCreated,
         Self::KeyUpdated,
@@ -101,7 +100,7 @@ impl EventKind {
         Self::TenantPut,
     ];
 
-    /// The name it is stored and logged by.
+    /// Returns the name that is stored and logged.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -116,7 +115,7 @@ impl EventKind {
         }
     }
 
-    /// The kind of that name.
+    /// Returns the kind with this name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)

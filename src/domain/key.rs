@@ -1,6 +1,6 @@
-//! A key, where it is in its life, and what its secret is checked against.
+//! Keys, their state, and the verifiers of their secrets.
 //!
-//! The decision about a key is in `standing.rs`.
+//! [`Standing::decide`](super::standing::Standing::decide) makes the decision about a key.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,10 +10,10 @@ use super::{
     clock::Timestamp, owner::Owner, scope::Scopes, tenant::Tenant, token::KeyId, usage::Use,
 };
 
-/// The scheme that secrets are kept by: an argon2id PHC string and a peppered MAC.
+/// The scheme of stored secrets: an argon2id PHC string and a peppered MAC.
 pub const HASH_VERSION: &str = "v1";
 
-/// A key as administrators see it: everything but its verifiers.
+/// A key as administrators see it, without its verifiers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Key {
     pub key_id: KeyId,
@@ -21,35 +21,35 @@ pub struct Key {
     pub owner_id: String,
     pub label: String,
     pub description: String,
-    /// What it starts with: the tenant's prefix when it was made.
+    /// The start of the key's text: the tenant's prefix at the creation of the key.
     pub prefix: String,
     pub scopes: Scopes,
-    /// Where it may be used. Empty: anywhere.
+    /// The audiences for which the key is valid. Empty: any.
     pub audiences: Vec<String>,
-    /// The networks it may be used from. Empty: any.
+    /// The networks from which the key may be used. Empty: any.
     pub allowed_cidrs: Vec<IpNet>,
     pub metadata: BTreeMap<String, String>,
     pub suspended: bool,
     pub created_at: Timestamp,
     pub created_by: String,
-    /// At this instant it is expired.
+    /// The time from which the key is expired.
     pub expires_at: Option<Timestamp>,
     pub revoked: Option<Revocation>,
     pub rotated_from: Option<KeyId>,
     pub rotated_to: Option<KeyId>,
-    /// Its last use that was written; what one decision needs is read without it.
+    /// The last recorded use. Queries for a decision omit it.
     pub last_used: Option<Use>,
     pub hash_version: String,
-    /// The revision that created it, which orders lists.
+    /// The revision that created the key. Lists are ordered by it.
     pub created_revision: i64,
-    /// The revision of its last change.
+    /// The revision of the last change.
     pub revision: i64,
-    /// Whether a part of its row could not be read. It is then suspended, and has a default where
-    /// its value is not known: it can be shown and revoked, and nothing else.
+    /// True if a part of the row cannot be read. The key is then suspended, and unknown values have
+    /// defaults. It can be shown and revoked, and nothing else.
     pub unreadable: bool,
 }
 
-/// When, by whom and why a key was revoked. It cannot be undone.
+/// The time, author and reason of a revocation, which is irreversible.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Revocation {
     pub at: Timestamp,
@@ -57,7 +57,7 @@ pub struct Revocation {
     pub reason: String,
 }
 
-/// Where a key is in its life; the first that holds, in the order of the checks.
+/// The state of a key: the first that applies, in the order of the checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KeyState {
     Revoked,
@@ -67,7 +67,7 @@ pub enum KeyState {
 }
 
 impl Key {
-    /// Where the key is in its life at `now`. At `expires_at` it is expired.
+    /// Returns the state of the key at `now`. At `expires_at` the key is expired.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> KeyState {
         if self.revoked.is_some() {
@@ -81,19 +81,20 @@ impl Key {
         }
     }
 
-    /// What one may show to recognise it by: prefix, `_` and four characters of the id.
+    /// Returns the text that may be shown to recognize the key: prefix, `_` and four characters of
+    /// the id.
     #[must_use]
     pub fn shown_prefix(&self) -> String {
         format!("{}_{}", self.prefix, &self.key_id.as_bare()[..4])
     }
 }
 
-/// What a key's secret is checked against. Neither part tells the secret.
+/// The values that verify a key's secret. Neither reveals the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Verifier {
     /// Argon2id of the whole key, as a PHC string.
     pub phc: String,
-    /// The peppered MAC of the whole key, unless it was made without a pepper.
+    /// The peppered MAC of the whole key; `None` if the key was created without a pepper.
     pub mac: Option<Mac>,
 }
 
@@ -106,24 +107,23 @@ impl fmt::Debug for Verifier {
 /// A MAC of a whole key under one of the peppers.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Mac {
-    /// Which pepper.
     pub pepper_id: String,
     /// Keyed BLAKE3.
     pub value: [u8; 32],
 }
 
-/// A key with all that bounds it: what one decision needs.
+/// A key with its owner and its tenant: the data for one decision.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Grant {
     pub key: Key,
-    /// The owner's record, if it has one.
+    /// The owner's record, if it exists.
     pub owner: Option<Owner>,
     pub tenant: Tenant,
 }
 
 #[cfg(test)]
 impl Key {
-    /// A key to make others of, of owner `alice` of tenant `acme`.
+    /// Returns a key of owner `alice` of tenant `acme`, on which tests base other keys.
     pub(crate) fn usual() -> Self {
         Self {
             key_id: KeyId::from_bare("0123456789abcdef").unwrap(),

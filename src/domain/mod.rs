@@ -1,7 +1,7 @@
-//! The words: keys, scopes, owners, tenants and events as values.
+//! Keys, scopes, owners, tenants and events as values.
 //!
-//! Everything here is pure: no I/O, no clock of its own, no knowledge of the wire or of a
-//! database. Whatever decides about a key is a function in this floor.
+//! This module is pure: it does no I/O, takes the time as an argument, and does not depend on the
+//! wire format or on a database. It contains every function that decides about a key.
 
 pub mod caller;
 pub mod clock;

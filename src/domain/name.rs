@@ -1,14 +1,14 @@
-//! Names: texts that people compare by eye, and that must therefore show all that they hold.
+//! Names: texts that people compare by eye, so every character must be visible.
 //!
-//! Two names that look the same must be the same. So a name has no control character and none that
-//! shows nothing. Letters that look alike in different scripts are not compared.
+//! Two names that look the same must be the same. Therefore a name has no control characters and no
+//! invisible characters. Look-alike letters of different scripts are not compared.
 
-/// The most bytes that a name may have.
+/// The maximum length of a name in bytes.
 pub const NAME_MAX: usize = 255;
 
-/// Characters that show nothing or reorder what is beside them: Unicode's
-/// `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), the line and paragraph separators, and
-/// the annotation characters. Ranges are inclusive and sorted.
+/// Characters that are invisible or that reorder adjacent text: Unicode's
+/// `Default_Ignorable_Code_Point` (DerivedCoreProperties.txt), the line and paragraph separators,
+/// and the annotation characters. Ranges are inclusive and sorted.
 const INVISIBLE: [(char, char); 17] = [
     ('\u{ad}', '\u{ad}'),
     ('\u{34f}', '\u{34f}'),
@@ -29,15 +29,15 @@ const INVISIBLE: [(char, char); 17] = [
     ('\u{e0000}', '\u{e0fff}'),
 ];
 
-/// Returns the first character that shows nothing: a control character, or one of [`INVISIBLE`].
+/// Returns the first invisible character: a control character, or one of [`INVISIBLE`].
 #[must_use]
 pub fn find_invisible(text: &str) -> Option<char> {
     text.chars().find(|&c| c.is_control() || is_ignorable(c))
 }
 
-/// Returns the first character that has no place in a text of several lines: a control character
-/// other than a line break or a tab, a separator that is no usual line break, or one that reorders
-/// the text after it. Joiners and soft hyphens are part of how people write, and are allowed.
+/// Returns the first character that is invalid in multi-line text: a control character other than a
+/// line break or a tab, an unusual line separator, or a character that reorders the text after it.
+/// Joiners and soft hyphens are allowed, because ordinary text contains them.
 #[must_use]
 pub fn find_misleading(text: &str) -> Option<char> {
     text.chars().find(|&c| match c {
@@ -47,14 +47,14 @@ pub fn find_misleading(text: &str) -> Option<char> {
     })
 }
 
-/// Whether this can be a name: 1 to [`NAME_MAX`] bytes, each character of which shows.
+/// Returns whether the text is a valid name: 1 to [`NAME_MAX`] bytes, every character visible.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     (1..=NAME_MAX).contains(&text.len()) && find_invisible(text).is_none()
 }
 
 fn is_ignorable(c: char) -> bool {
-    // Most names are ASCII, which has none.
+    // Most names are ASCII, which has no such character.
     !c.is_ascii() && INVISIBLE.iter().any(|&(from, to)| (from..=to).contains(&c))
 }
 

@@ -1,24 +1,24 @@
-//! Owners: whom keys belong to, and what they may do today.
+//! Owners of keys and their current permissions.
 
 use super::scope::Scopes;
 
-/// An owner's record. Without one an owner does not limit its keys.
+/// An owner's record. An owner without a record does not limit its keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Owner {
-    /// The tenant it is of.
+    /// The tenant of the owner.
     pub tenant_id: String,
-    /// Its name in that tenant.
+    /// The name of the owner in that tenant.
     pub owner_id: String,
-    /// What it may do, and so at most its keys. Empty: nothing.
+    /// The permissions of the owner and the upper limit of those of its keys. Empty: none.
     pub scopes: Scopes,
-    /// Where its keys may be used. Empty: anywhere.
+    /// The audiences for which the owner's keys are valid. Empty: any.
     pub audiences: Vec<String>,
-    /// Whether all its keys are refused.
+    /// True if all the owner's keys are denied.
     pub suspended: bool,
-    /// For people.
+    /// A name for display.
     pub display_name: String,
-    /// The revision of its last change.
+    /// The revision of the last change.
     pub revision: i64,
-    /// Whether a part of its row could not be read. It is then suspended.
+    /// True if a part of the row cannot be read. The owner is then suspended.
     pub unreadable: bool,
 }

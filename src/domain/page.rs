@@ -1,30 +1,30 @@
-//! Pages of a list: how many, and where to go on.
+//! Pagination of lists.
 //!
-//! A page token carries the place to go on at and a fingerprint of the query, so that a token of
-//! another query is refused. It grants nothing: whoever forges one only moves in their own list.
+//! A page token contains a cursor and a fingerprint of the query, so that a token of another query
+//! is rejected. A token grants no access: with a forged token, a caller only moves in its own list.
 
 use std::fmt::Debug;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 
-/// Entries on a page when the caller does not say.
+/// The page size if the caller does not set one.
 pub const PAGE_SIZE_DEFAULT: u32 = 50;
-/// The most entries on a page.
+/// The maximum page size.
 pub const PAGE_SIZE_MAX: u32 = 1000;
 
 const FINGERPRINT_LENGTH: usize = 16;
 
-/// Which part of a list is wanted.
+/// The requested part of a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page {
-    /// 1 to [`PAGE_SIZE_MAX`].
+    /// The number of entries, 1 to [`PAGE_SIZE_MAX`].
     pub size: u32,
-    /// The last entry of the page before this one, as the list orders them.
+    /// The last entry of the previous page, in the list's order.
     pub after: Option<String>,
 }
 
 impl Page {
-    /// This page and one entry more, which tells whether another page follows.
+    /// Returns this page with one more entry, which shows whether another page follows.
     #[must_use]
     pub fn and_one(&self) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl Page {
     }
 }
 
-/// Makes the token that goes on after `cursor` in the list that `query` asks for.
+/// Returns the token that continues after `cursor` in the list that `query` requests.
 #[must_use]
 pub fn token(query: &impl Debug, cursor: &str) -> String {
     let mut bytes = fingerprint(query).to_vec();
@@ -42,7 +42,7 @@ pub fn token(query: &impl Debug, cursor: &str) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// Reads the cursor of a token. `None`: it was not made by [`token`] for this query.
+/// Returns the cursor of a token, or `None` if [`token`] did not create it for this query.
 #[must_use]
 pub fn cursor(query: &impl Debug, token: &str) -> Option<String> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).ok()?;
@@ -50,7 +50,7 @@ pub fn cursor(query: &impl Debug, token: &str) -> Option<String> {
     (print == fingerprint(query)).then(|| String::from_utf8(cursor.to_vec()).ok())?
 }
 
-/// `Debug` tells every field of a query, so that none can be forgotten here.
+/// Hashes the query's `Debug` output, because it contains every field and none can be omitted.
 fn fingerprint(query: &impl Debug) -> [u8; FINGERPRINT_LENGTH] {
     let hash = blake3::hash(format!("{query:?}").as_bytes());
     std::array::from_fn(|place| hash.as_bytes()[place])

@@ -1,25 +1,25 @@
-//! Scopes: what a key may do, as patterns over `:`-joined segments.
+//! Scopes: permissions of a key, as patterns over segments joined by `:`.
 //!
-//! `*` stands for one whole segment; as the last segment it stands for one or more. No scope
-//! never means every scope: an empty set grants nothing.
+//! `*` matches one whole segment; as the last segment it matches one or more. An empty set of
+//! scopes grants nothing; it never means every scope.
 
 use std::fmt;
 
-/// The most segments a scope may have.
+/// The maximum number of segments in a scope.
 pub const SEGMENTS_MAX: usize = 8;
-/// The most characters a segment may have.
+/// The maximum number of characters in a segment.
 pub const SEGMENT_MAX: usize = 64;
-/// The most scopes a key, an owner, a catalog or a question may have.
+/// The maximum number of scopes of a key, an owner, a catalog or a request.
 pub const SCOPES_MAX: usize = 256;
 
 const WILDCARD: &str = "*";
 
-/// One scope, such as `jobs:read`, `jobs:*` or `*`.
+/// A scope, such as `jobs:read`, `jobs:*` or `*`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Scope(Box<str>);
 
 impl Scope {
-    /// Reads a scope. `None`: it is not 1–8 segments of `[A-Za-z0-9_.\-/]{1,64}` or `*`.
+    /// Parses a scope. Returns `None` unless it is 1–8 segments of `[A-Za-z0-9_.\-/]{1,64}` or `*`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let right = text.split(':').all(|segment| {
@@ -32,25 +32,26 @@ impl Scope {
         (right && text.split(':').count() <= SEGMENTS_MAX).then(|| Self(text.into()))
     }
 
-    /// The text, as it was given.
+    /// Returns the text of the scope, unchanged.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it names one thing: a question has no `*`.
+    /// Returns whether the scope is concrete, that is, has no `*`. Scopes in a request are
+    /// concrete.
     #[must_use]
     pub fn is_concrete(&self) -> bool {
         !self.0.contains('*')
     }
 
-    /// Whether this pattern grants the concrete scope `required`.
+    /// Returns whether this pattern grants the concrete scope `required`.
     #[must_use]
     pub fn grants(&self, required: &str) -> bool {
         grants(&self.0, required)
     }
 
-    /// What both patterns grant, which is one pattern at most.
+    /// Returns the intersection of both patterns, which is at most one pattern.
     #[must_use]
     pub fn meet(&self, other: &Self) -> Option<Self> {
         let (mut short, mut long) = (self, other);
@@ -76,7 +77,7 @@ impl Scope {
             if patterns.peek().is_some() {
                 continue;
             }
-            // The short pattern ends here: more is granted by a last `*` alone.
+            // The short pattern ends here, and only a final `*` grants further segments.
             if pattern != WILDCARD && rest.next().is_some() {
                 return None;
             }
@@ -86,20 +87,20 @@ impl Scope {
         Some(Self(met.into()))
     }
 
-    /// Whether everything that `other` grants is granted by this.
+    /// Returns whether this pattern grants everything that `other` grants.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.meet(other).as_ref() == Some(other)
     }
 
-    /// The first segment: in tenant `system`, the tenant that a scope is about.
+    /// Returns the first segment, which is the tenant in scopes of tenant `system`.
     #[must_use]
     pub fn first_segment(&self) -> &str {
         self.0.split_once(':').map_or(&*self.0, |(first, _)| first)
     }
 }
 
-/// Whether the pattern `pattern`, a scope's text, grants the concrete scope `required`.
+/// Returns whether `pattern`, the text of a scope, grants the concrete scope `required`.
 #[must_use]
 pub fn grants(pattern: &str, required: &str) -> bool {
     let mut wanted = required.split(':');
@@ -132,41 +133,41 @@ fn push_segment(scope: &mut String, segment: &str) {
     scope.push_str(segment);
 }
 
-/// A set of scopes, in the order they were given, each once.
+/// A set of scopes without duplicates, in the given order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Scopes(Vec<Scope>);
 
 impl Scopes {
-    /// Whether it is empty, and so grants nothing.
+    /// Returns whether the set is empty and so grants nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The scopes, in order.
+    /// Returns the scopes in order.
     pub fn iter(&self) -> impl Iterator<Item = &Scope> {
         self.0.iter()
     }
 
-    /// Whether one of them grants the concrete scope `required`.
+    /// Returns whether one of the scopes grants the concrete scope `required`.
     #[must_use]
     pub fn grants(&self, required: &str) -> bool {
         self.0.iter().any(|scope| scope.grants(required))
     }
 
-    /// Whether one of them grants all that `other` grants.
+    /// Returns whether one of the scopes grants everything that `other` grants.
     #[must_use]
     pub fn covers(&self, other: &Scope) -> bool {
         self.0.iter().any(|scope| scope.covers(other))
     }
 
-    /// How many there are.
+    /// Returns the number of scopes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Those of either set that the other grants wholly.
+    /// Returns the scopes of either set that a scope of the other set covers.
     #[must_use]
     pub fn common(&self, other: &Self) -> Self {
         let ours = self.0.iter().filter(|scope| other.covers(scope));
@@ -174,7 +175,8 @@ impl Scopes {
         ours.chain(theirs).cloned().collect()
     }
 
-    /// What both sets grant, without what another of the result covers.
+    /// Returns the intersection of both sets, without scopes that another scope of the result
+    /// covers.
     #[must_use]
     pub fn meet(&self, other: &Self) -> Self {
         let mut met = Self::default();
@@ -208,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// The contract's words, written again without looking at the code above: by recursion.
+    /// A recursive reference implementation of the contract, independent of the code above.
     fn naive_grants(pattern: &[&str], required: &[&str]) -> bool {
         match (pattern, required) {
             ([], []) => true,
@@ -229,7 +231,7 @@ mod tests {
         Scope::parse(text).unwrap()
     }
 
-    /// Few names and few segments, so that patterns and questions often meet.
+    /// Few names and few segments, so that patterns and requests often match.
     const PATTERN: &str = "(a|b|\\*)(:(a|b|\\*)){0,3}";
     const CONCRETE: &str = "(a|b)(:(a|b)){0,4}";
 

@@ -1,8 +1,8 @@
-//! All that a decision about a key needs, in little memory.
+//! The key policy: all data for a decision about a key, in little memory.
 //!
-//! [`Standing::decide`] is the heart of Validate: a pure function of the key, its owner, its
-//! tenant and the question. It is asked only once the secret is proven. A standing is made of a
-//! [`Grant`] once, and then asked a great many times.
+//! [`Standing::decide`] is the central decision of Validate: a pure function of the key, its owner,
+//! its tenant and the request. It is called only after the secret is verified. A policy is built
+//! once from a [`Grant`] and then evaluated many times.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -16,11 +16,11 @@ use super::{
     tenant::Tenant,
 };
 
-/// A key's standing: what bars it, what it grants, how it is limited.
+/// The policy of a key: the reason to deny all its uses, its permissions and its restrictions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Standing {
-    /// `tenant_id`, `owner_id` and the scopes in force, one after the other; scopes are apart by
-    /// a space, which no scope has.
+    /// `tenant_id`, `owner_id` and the scopes in force, concatenated. Spaces separate the scopes,
+    /// because no scope contains a space.
     text: Box<str>,
     owner_at: u32,
     scopes_at: u32,
@@ -29,7 +29,7 @@ pub struct Standing {
     limits: Option<Box<Limits>>,
 }
 
-/// What of a key, its owner and its tenant a standing is made of.
+/// The values of a key, its owner and its tenant from which a policy is built.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms<'a> {
     pub tenant_id: &'a str,
@@ -41,7 +41,7 @@ pub struct Terms<'a> {
     pub expires_at: Option<Timestamp>,
     pub revoked: bool,
     pub suspended: bool,
-    /// The owner's record, if it has one.
+    /// The owner's record, if it exists.
     pub owner: Option<&'a Owner>,
     pub tenant: &'a Tenant,
 }
@@ -64,7 +64,7 @@ impl<'a> From<&'a Grant> for Terms<'a> {
     }
 }
 
-/// What bars a key whatever is asked, in the order of the checks.
+/// The reason to deny every use of a key, in the order of the checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Bar {
     Revoked,
@@ -74,7 +74,7 @@ enum Bar {
     OwnerNotPermitted,
 }
 
-/// What few keys have.
+/// Policy data that few keys have.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Limits {
     key_audiences: Vec<String>,
@@ -82,28 +82,28 @@ struct Limits {
     allowed_cidrs: Vec<IpNet>,
     basic_usernames: Vec<String>,
     metadata: BTreeMap<String, String>,
-    /// The scopes of the key and of its owner, where there are too many to meet each with each.
+    /// The scopes of the key and of its owner, if there are more than [`MEET_MAX`] pairs.
     both: Option<(Scopes, Scopes)>,
 }
 
-/// How many pairs of scopes are met each with each. Above it both sets are asked, and of what they
-/// have in common only what stands in one of them is told.
+/// The maximum number of pairs of scopes that are intersected. Above it a scope is in force if both
+/// sets grant it, and the policy lists only common scopes that are elements of one of the sets.
 const MEET_MAX: usize = 256;
 
-/// What a caller wants to know about a key whose secret is proven.
+/// A request to use a key whose secret is verified.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ask<'a> {
-    /// Scopes that must all be in force; concrete.
+    /// Concrete scopes that must all be in force.
     pub required_scopes: &'a [String],
-    /// Scopes of which at least one must be in force, unless it is empty; concrete.
+    /// Concrete scopes of which at least one must be in force, unless the list is empty.
     pub any_scopes: &'a [String],
-    /// Where the key is being used.
+    /// The audience for which the key is used.
     pub audience: Option<&'a str>,
-    /// The address it was presented from; never an IPv4-mapped one.
+    /// The address from which the key was presented; never an IPv4-mapped one.
     pub client_ip: Option<IpAddr>,
 }
 
-/// Why a proven key is refused, in the order of the checks.
+/// The reason to deny a verified key, in the order of the checks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Refusal {
     Revoked,
@@ -114,19 +114,19 @@ pub enum Refusal {
     OwnerNotPermitted,
     AudienceNotAllowed,
     IpNotAllowed,
-    /// The required scopes that are not in force, and all of `any_scopes` if none is.
+    /// The required scopes that are not in force, and all of `any_scopes` if none of them is.
     InsufficientScope(Vec<String>),
 }
 
 impl Standing {
-    /// The standing of a key with all that bounds it.
+    /// Returns the policy of a key with its owner and its tenant.
     #[must_use]
     pub fn of(grant: &Grant) -> Self {
         Self::new(&grant.into())
     }
 
-    /// The standing of an owner itself, by its name: that of a key of its own which grants all
-    /// that the owner's record does. Without a record it grants nothing.
+    /// Returns the policy of the owner itself: that of a key with the same permissions as the
+    /// owner's record. Without a record it grants nothing.
     #[must_use]
     pub fn of_owner(owner_id: &str, owner: Option<&Owner>, tenant: &Tenant) -> Self {
         Self::new(&Terms {
@@ -144,7 +144,7 @@ impl Standing {
         })
     }
 
-    /// The standing that these terms make.
+    /// Builds a policy.
     #[must_use]
     pub fn new(terms: &Terms<'_>) -> Self {
         let met;
@@ -193,38 +193,38 @@ impl Standing {
         }
     }
 
-    /// The tenant that the key is of.
+    /// Returns the tenant of the key.
     #[must_use]
     pub fn tenant_id(&self) -> &str {
         &self.text[..self.owner_at as usize]
     }
 
-    /// The owner that the key belongs to.
+    /// Returns the owner of the key.
     #[must_use]
     pub fn owner_id(&self) -> &str {
         &self.text[self.owner_at as usize..self.scopes_at as usize]
     }
 
-    /// The scopes in force: what both the key and its owner grant.
+    /// Returns the scopes in force: the intersection of the scopes of the key and of its owner.
     pub fn scopes(&self) -> impl Iterator<Item = &str> {
         self.text[self.scopes_at as usize..]
             .split(' ')
             .filter(|scope| !scope.is_empty())
     }
 
-    /// The scopes in force, as a set.
+    /// Returns the scopes in force, as a set.
     #[must_use]
     pub fn scope_set(&self) -> Scopes {
         self.scopes().filter_map(Scope::parse).collect()
     }
 
-    /// At this instant the key is expired.
+    /// Returns the time from which the key is expired.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.expires_at
     }
 
-    /// The key's metadata.
+    /// Returns the key's metadata.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         let limits = self.limits.iter();
         limits
@@ -232,14 +232,14 @@ impl Standing {
             .map(|(name, value)| (&**name, &**value))
     }
 
-    /// Whether the tenant lets HTTP Basic credentials carry this user name.
+    /// Returns whether the tenant allows this user name in HTTP Basic credentials.
     #[must_use]
     pub fn knows_username(&self, username: &str) -> bool {
         let limits = self.limits.as_ref();
         limits.is_some_and(|limits| limits.basic_usernames.iter().any(|name| name == username))
     }
 
-    /// Whether the concrete scope `required` is in force.
+    /// Returns whether the concrete scope `required` is in force.
     #[must_use]
     pub fn grants(&self, required: &str) -> bool {
         let limits = self.limits.as_ref();
@@ -251,7 +251,7 @@ impl Standing {
         }
     }
 
-    /// About how many bytes of memory it takes beside itself.
+    /// Returns the approximate number of bytes on the heap.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         let texts = |texts: &Vec<String>| texts.iter().map(|text| text.len() + 32).sum::<usize>();
@@ -269,7 +269,8 @@ impl Standing {
         self.text.len() + limits
     }
 
-    /// Why the key cannot be used at `now`, whatever is asked. At `expires_at` it is expired.
+    /// Returns the reason to deny every use of the key at `now`. At `expires_at` the key is
+    /// expired.
     #[must_use]
     pub fn barred(&self, now: Timestamp) -> Option<Refusal> {
         let expired = self.expires_at.is_some_and(|at| at <= now);
@@ -284,10 +285,10 @@ impl Standing {
         }
     }
 
-    /// Whether the key may be used as `ask` says, at `now`.
+    /// Decides whether the key may be used at `now` as `ask` describes.
     ///
     /// # Errors
-    /// The first reason why not.
+    /// Returns the first reason to deny the use.
     pub fn decide(&self, now: Timestamp, ask: &Ask<'_>) -> Result<(), Refusal> {
         if let Some(refusal) = self.barred(now) {
             return Err(refusal);
@@ -344,7 +345,8 @@ impl Limits {
     }
 }
 
-/// Names and scopes of one key come in one message of at most 64 KiB.
+/// Converts a length, which fits because the names and scopes of one key are in one message of at
+/// most 64 KiB.
 fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
@@ -400,7 +402,7 @@ mod tests {
 
     #[test]
     fn as_many_scopes_as_there_may_be_are_decided_by_both_sets() {
-        // Each meets each: 65 536 pairs, of which none is worth telling.
+        // 65 536 pairs of scopes that intersect, but of which neither covers the other.
         let key = scopes(256, |n| format!("x{n}:*"));
         let owner = scopes(256, |n| format!("*:y{n}"));
         let standing = Standing::of(&grant(key, Some(owner)));
@@ -408,7 +410,7 @@ mod tests {
         assert!(!standing.grants("x7:z"));
         assert!(!standing.grants("x256:y7"));
         assert_eq!(standing.scopes().count(), 0);
-        // What stands in one of them is told.
+        // Common scopes that are elements of one of the sets are listed.
         let key = scopes(256, |n| format!("x{n}"));
         let owner = scopes(200, |n| format!("x{n}"));
         let standing = Standing::of(&grant(key, Some(owner)));

@@ -1,4 +1,4 @@
-//! Tenants: the rules of a workspace, and what they forbid.
+//! Tenants and their rules.
 
 use std::time::Duration;
 
@@ -11,60 +11,60 @@ use super::{
     token::DEFAULT_PREFIX,
 };
 
-/// The service's own tenant: its keys are the credentials of gatekey's callers.
+/// The tenant of gatekey itself: its keys are the credentials of gatekey's callers.
 pub const SYSTEM: &str = "system";
 
-/// A workspace: its keys, owners and rules are apart from every other's.
+/// A workspace, whose keys, owners and rules are separate from those of every other.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tenant {
     /// `[a-z0-9][a-z0-9-]{0,62}`
     pub tenant_id: String,
-    /// For people.
+    /// A name for display.
     pub display_name: String,
-    /// All its keys are refused, and it gets no new ones.
+    /// True if all keys of the tenant are denied and it cannot have new ones.
     pub suspended: bool,
-    /// What new keys start with. Empty: [`DEFAULT_PREFIX`].
+    /// The prefix of new keys. Empty: [`DEFAULT_PREFIX`].
     pub key_prefix: String,
-    /// The scopes that keys may be given. Empty: any.
+    /// The scopes that keys may have. Empty: any.
     pub scope_catalog: Scopes,
-    /// How long a key lives whose maker does not say.
+    /// The lifetime of a key if the request to create it sets none.
     pub default_ttl: Option<Duration>,
-    /// The longest that a key may live.
+    /// The maximum lifetime of a key.
     pub max_ttl: Option<Duration>,
-    /// Whether every key must expire.
+    /// True if every key must expire.
     pub require_expiry: bool,
-    /// How many active keys an owner may have. 0: no limit.
+    /// The maximum number of active keys of an owner. 0: no limit.
     pub max_active_keys_per_owner: u32,
-    /// What creating a key over that limit does.
+    /// The effect of creating a key above that limit.
     pub on_limit: OnLimit,
-    /// Whether only an owner with a record can hold a working key.
+    /// True if only an owner with a record can have usable keys.
     pub require_owner: bool,
-    /// The scope without which the owner can hold no working key.
+    /// The scope that an owner must have for its keys to be usable.
     pub required_owner_scope: Option<Scope>,
-    /// The user names that HTTP Basic credentials may carry.
+    /// The user names that are allowed in HTTP Basic credentials.
     pub basic_usernames: Vec<String>,
     /// The revision of the last change.
     pub revision: i64,
-    /// Whether a part of its row could not be read. It is then suspended.
+    /// True if a part of the row cannot be read. The tenant is then suspended.
     pub unreadable: bool,
 }
 
-/// What creating a key over the limit does.
+/// The effect of creating a key above the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnLimit {
-    /// The new key is refused.
+    /// The new key is rejected.
     #[default]
     Reject,
     /// The oldest active key is revoked in the same transaction.
     ReplaceOldest,
 }
 
-/// A tenant's rule that forbids what was asked. The names are the API's.
+/// A rule of the tenant that forbids a request. The names are the API's.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Rule {
     #[error("the tenant is suspended")]
     TenantSuspended,
-    /// These scopes are outside.
+    /// The scopes outside the catalog.
     #[error("the tenant's catalog does not have {}", told(.0))]
     ScopeCatalog(Vec<Scope>),
     #[error("the tenant requires keys to expire: give expires_at or ttl")]
@@ -82,10 +82,10 @@ pub enum Rule {
 }
 
 impl Tenant {
-    /// Checks that the tenant may get new keys.
+    /// Checks that the tenant may have new keys.
     ///
     /// # Errors
-    /// [`Rule::TenantUnreadable`] or [`Rule::TenantSuspended`].
+    /// Returns [`Rule::TenantUnreadable`] or [`Rule::TenantSuspended`].
     pub fn admit_new_keys(&self) -> Result<(), Rule> {
         match (self.unreadable, self.suspended) {
             (true, _) => Err(Rule::TenantUnreadable),
@@ -94,7 +94,7 @@ impl Tenant {
         }
     }
 
-    /// What the tenant's new keys start with.
+    /// Returns the prefix of the tenant's new keys.
     #[must_use]
     pub fn prefix(&self) -> &str {
         if self.key_prefix.is_empty() {
@@ -104,17 +104,17 @@ impl Tenant {
         }
     }
 
-    /// When a key made at `now` expires, whose maker asked for `wanted`. Whether it may is
-    /// another question.
+    /// Returns the expiry of a key created at `now`: `wanted`, or else the one by the tenant's
+    /// default. [`Tenant::admit_expiry`] checks whether it is allowed.
     #[must_use]
     pub fn expiry(&self, now: Timestamp, wanted: Option<Timestamp>) -> Option<Timestamp> {
         wanted.or_else(|| Some(now.after(self.default_ttl?)))
     }
 
-    /// Whether a key made at `made` may expire at `expiry`.
+    /// Checks that a key created at `made` may expire at `expiry`.
     ///
     /// # Errors
-    /// The rule that forbids it.
+    /// Returns the rule that forbids it.
     pub fn admit_expiry(&self, made: Timestamp, expiry: Option<Timestamp>) -> Result<(), Rule> {
         match (expiry, self.max_ttl) {
             (None, _) if self.require_expiry => Err(Rule::RequireExpiry),
@@ -124,10 +124,10 @@ impl Tenant {
         }
     }
 
-    /// Whether keys may be given these scopes.
+    /// Checks that keys may have these scopes.
     ///
     /// # Errors
-    /// The rule, with all that it forbids.
+    /// Returns the rule, with all scopes that it forbids.
     pub fn admit_scopes(&self, scopes: &Scopes) -> Result<(), Rule> {
         if self.scope_catalog.is_empty() {
             return Ok(());
@@ -141,10 +141,10 @@ impl Tenant {
         }
     }
 
-    /// Whether this owner may hold a working key.
+    /// Checks that the owner may have usable keys.
     ///
     /// # Errors
-    /// The rule that forbids it.
+    /// Returns the rule that forbids it.
     pub fn admit_owner(&self, owner: Option<&Owner>) -> Result<(), Rule> {
         if self.require_owner && owner.is_none() {
             return Err(Rule::RequireOwner);
@@ -158,7 +158,7 @@ impl Tenant {
     }
 }
 
-/// The first of these scopes, and how many there are besides: a message is for people.
+/// Formats the first scope and the number of the others, because people read the message.
 fn told(scopes: &[Scope]) -> String {
     match scopes {
         [] => String::new(),
@@ -167,7 +167,7 @@ fn told(scopes: &[Scope]) -> String {
     }
 }
 
-/// Whether this may name a tenant: `[a-z0-9][a-z0-9-]{0,62}`.
+/// Returns whether the text is a valid tenant id: `[a-z0-9][a-z0-9-]{0,62}`.
 #[must_use]
 pub fn is_tenant_id(text: &str) -> bool {
     (1..=63).contains(&text.len())

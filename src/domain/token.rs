@@ -1,56 +1,56 @@
-//! A key as text: `<prefix>_<id><secret><checksum>`, all base62 after the prefix.
+//! The text of a key: `<prefix>_<id><secret><checksum>`, all base62 after the prefix.
 //!
-//! A plaintext lives in [`Plaintext`] alone: zeroized on drop, not `Clone`, and its `Debug` says
-//! `[redacted]`. What a caller presents is borrowed as [`Presented`], never copied.
+//! Only [`Plaintext`] owns a plaintext. It is zeroized on drop, is not `Clone`, and its `Debug`
+//! prints `[redacted]`. [`Presented`] borrows the text that a caller presents and never copies it.
 
 use std::fmt;
 
 use rand::{CryptoRng, RngExt as _};
 use zeroize::Zeroizing;
 
-/// Characters of a key's id, which is public.
+/// The number of characters of a key's id, which is public.
 pub const ID_LENGTH: usize = 16;
-/// Base62 characters of a key's secret: `62^43 > 2^256`.
+/// The number of base62 characters of a key's secret: `62^43 > 2^256`.
 pub const SECRET_LENGTH: usize = 43;
-/// Characters of the checksum: `62^6 > 2^32`.
+/// The number of characters of the checksum: `62^6 > 2^32`.
 pub const CHECKSUM_LENGTH: usize = 6;
-/// The longest prefix.
+/// The maximum length of a prefix.
 pub const PREFIX_MAX: usize = 24;
-/// The prefix of keys whose tenant has none of its own.
+/// The prefix of keys whose tenant does not set one.
 pub const DEFAULT_PREFIX: &str = "gk";
 
 const BODY_LENGTH: usize = ID_LENGTH + SECRET_LENGTH + CHECKSUM_LENGTH;
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// The public name of a key. Shown as `key_<id>`.
+/// The public name of a key, displayed as `key_<id>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId([u8; ID_LENGTH]);
 
 impl KeyId {
-    /// What stands where there is no key.
+    /// A placeholder for a missing id.
     pub const NONE: Self = Self([b'0'; ID_LENGTH]);
 
-    /// Reads a `key_id` as shown: `key_` and sixteen base62 characters.
+    /// Parses a displayed `key_id`: `key_` and sixteen base62 characters.
     #[must_use]
     pub fn parse(shown: &str) -> Option<Self> {
         Self::from_bare(shown.strip_prefix("key_")?)
     }
 
-    /// Reads the sixteen characters alone, as they stand in a key and in the store.
+    /// Parses the sixteen characters without `key_`, as in a key and in the database.
     #[must_use]
     pub fn from_bare(bare: &str) -> Option<Self> {
         let id: [u8; ID_LENGTH] = bare.as_bytes().try_into().ok()?;
         id.iter().all(u8::is_ascii_alphanumeric).then_some(Self(id))
     }
 
-    /// The sixteen characters alone.
+    /// Returns the sixteen characters without `key_`.
     #[must_use]
     pub fn as_bare(&self) -> &str {
-        // An id is made of ASCII letters and digits: it is always UTF-8.
+        // An id consists of ASCII letters and digits, so it is always UTF-8.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// Eight of its random bytes, for whoever needs a hash of it.
+    /// Returns eight of the random bytes of the id, as the input of a hash.
     #[must_use]
     pub fn low_bits(&self) -> u64 {
         self.0[..8]
@@ -71,11 +71,11 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A new key's plaintext, on its way to the one answer that shows it.
+/// A new key's plaintext, for the one response that shows it.
 pub struct Plaintext(Zeroizing<String>);
 
 impl Plaintext {
-    /// Makes a new key with this prefix, which must be valid (see [`is_prefix`]).
+    /// Generates a new key with this prefix, which must be valid (see [`is_prefix`]).
     pub fn mint(prefix: &str, rng: &mut impl CryptoRng) -> (KeyId, Self) {
         let mut text = Zeroizing::new(String::with_capacity(prefix.len() + 1 + BODY_LENGTH));
         text.push_str(prefix);
@@ -89,7 +89,7 @@ impl Plaintext {
         (KeyId(id), Self(text))
     }
 
-    /// The text itself: for the hash functions and for the answer that shows it once.
+    /// Returns the text, for the hash functions and for the response that shows it once.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -102,7 +102,7 @@ impl fmt::Debug for Plaintext {
     }
 }
 
-/// A text that has the shape of a key and whose checksum is right; nothing is proven yet.
+/// A text with the shape and the checksum of a key. Its secret is not verified.
 #[derive(Clone, Copy)]
 pub struct Presented<'a> {
     id: KeyId,
@@ -110,8 +110,8 @@ pub struct Presented<'a> {
 }
 
 impl<'a> Presented<'a> {
-    /// Reads a presented key. White space around it is forgiven. `None`: it is malformed, which
-    /// a checksum tells without a look-up.
+    /// Parses a presented key, without white space around it. Returns `None` if it is malformed;
+    /// the checksum detects this without a database lookup.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         let whole = text.trim();
@@ -134,13 +134,13 @@ impl<'a> Presented<'a> {
         })
     }
 
-    /// The id that stands in it.
+    /// Returns the id in the key.
     #[must_use]
     pub fn id(&self) -> KeyId {
         self.id
     }
 
-    /// The whole key, for the hash functions alone.
+    /// Returns the whole key, for the hash functions only.
     #[must_use]
     pub fn expose(&self) -> &'a str {
         self.whole
@@ -153,7 +153,7 @@ impl fmt::Debug for Presented<'_> {
     }
 }
 
-/// Whether a tenant may start its keys with this: 1–24 of `[a-z0-9_]`, a letter first, no `_`
+/// Returns whether the text is a valid key prefix: 1–24 of `[a-z0-9_]`, a letter first, no `_`
 /// last.
 #[must_use]
 pub fn is_prefix(text: &str) -> bool {
@@ -169,7 +169,7 @@ fn random_digit(rng: &mut impl CryptoRng) -> u8 {
     DIGITS[rng.random_range(0..DIGITS.len())]
 }
 
-/// CRC-32 (IEEE) in base62, left-padded with `0`, as GitHub's tokens carry it.
+/// Returns the CRC-32 (IEEE) in base62, left-padded with `0`, as in GitHub's tokens.
 fn checksum(text: &str) -> [u8; CHECKSUM_LENGTH] {
     let mut rest = crc32fast::hash(text.as_bytes()) as usize;
     let mut digits = [b'0'; CHECKSUM_LENGTH];
@@ -188,8 +188,8 @@ mod tests {
 
     #[test]
     fn the_checksum_is_the_known_crc_of_ieee_in_base62() {
-        // CRC-32("123456789") = 0xCBF43926, the check value of every CRC catalogue; its base62 by
-        // Python: the digits [3, 45, 35, 27, 22, 14].
+        // CRC-32("123456789") = 0xCBF43926, the check value of every CRC catalogue. Python gives
+        // its base62 digits: [3, 45, 35, 27, 22, 14].
         assert_eq!(&checksum("123456789"), b"3jZRME");
     }
 
@@ -224,7 +224,7 @@ mod tests {
             let mut typo = plaintext.expose().to_owned();
             let place = place.index(typo.len());
             prop_assume!(typo[place..=place] != other);
-            // White space at either end is forgiven: what is left is then too short.
+            // White space at either end is ignored, so the remaining text is too short.
             typo.replace_range(place..=place, &other);
             prop_assert!(Presented::parse(&typo).is_none());
         }

@@ -1,18 +1,18 @@
-//! Uses of a key: when it was last used, from where, and how often.
+//! Uses of a key: the time and address of the last use, and the number of uses.
 
 use std::net::IpAddr;
 
 use super::clock::Timestamp;
 
-/// One use of a key: a call in which it was allowed.
+/// A use of a key: a request in which the key was allowed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Use {
     pub at: Timestamp,
-    /// Where it was presented from, if whoever asked about it said so.
+    /// The address from which the key was presented, if the caller provided it.
     pub from: Option<IpAddr>,
 }
 
-/// The uses of a key over some time.
+/// The uses of a key over a period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Uses {
     pub last: Use,
@@ -20,13 +20,13 @@ pub struct Uses {
 }
 
 impl Uses {
-    /// A single use.
+    /// Creates a single use.
     #[must_use]
     pub fn once(last: Use) -> Self {
         Self { last, count: 1 }
     }
 
-    /// Adds others of the same key: the latest is the last, and counts add.
+    /// Adds other uses of the same key: keeps the latest use and sums the counts.
     pub fn add(&mut self, others: Self) {
         if others.last.at >= self.last.at {
             self.last = others.last;

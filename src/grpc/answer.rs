@@ -1,7 +1,7 @@
-//! The answer to a Validate, written straight from what is in memory.
+//! The response to Validate, encoded directly from the cache entry.
 //!
-//! It is `gatekey.v1.ValidateResponse` on the wire; a test reads it back as that message. Written
-//! by hand because this is the one message that is sent on every request of every service.
+//! The wire format is `gatekey.v1.ValidateResponse`; a test decodes it as that message. The encoder
+//! is written by hand because this message is the only one sent on every request of every service.
 
 use prost::bytes::BufMut;
 use tonic::{
@@ -37,7 +37,7 @@ mod field {
 const VARINT: u8 = 0;
 const LENGTH_DELIMITED: u8 = 2;
 
-/// What is known about a presented credential, ready to be written.
+/// The result of a validation, ready to be encoded.
 #[derive(Debug)]
 pub struct Answer {
     reason: Reason,
@@ -48,7 +48,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The answer that tells a decision.
+    /// Creates the response for a decision.
     #[must_use]
     pub fn new(decision: Decision) -> Self {
         let (reason, http_status, message) = words(&decision);
@@ -66,13 +66,13 @@ impl Answer {
         }
     }
 
-    /// What was decided.
+    /// Returns the reason for the decision.
     #[must_use]
     pub fn reason(&self) -> Reason {
         self.reason
     }
 
-    /// Writes it as `gatekey.v1.ValidateResponse`.
+    /// Encodes the response as `gatekey.v1.ValidateResponse`.
     pub fn write(&self, to: &mut impl BufMut) {
         if self.reason == Reason::Allowed {
             write_number(to, field::ALLOWED, 1);
@@ -148,7 +148,7 @@ fn write_known(to: &mut impl BufMut, known: &Known) {
         write_text(to, field::SCOPES, scope);
     }
     for (name, value) in standing.metadata() {
-        // A map's entry is a message of its key (1) and its value (2).
+        // A map entry is a message with its key (field 1) and its value (field 2).
         let length = text_length(name) + text_length(value);
         write_head(to, field::METADATA, length as u64);
         write_text(to, 1, name);
@@ -190,7 +190,7 @@ fn text_length(text: &str) -> usize {
     1 + prost::encoding::encoded_len_varint(text.len() as u64) + text.len()
 }
 
-/// Reads `ValidateRequest`, writes [`Answer`].
+/// Decodes `ValidateRequest` and encodes [`Answer`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Codec;
 

@@ -1,8 +1,8 @@
-//! The budget of memory for the bodies of unfinished requests and of unread answers, in bytes, of the
-//! whole process. Streams and their headers are bounded where connections are served.
+//! A process-wide memory budget, in bytes, for the bodies of unfinished requests and unread
+//! responses. Streams and their headers are bounded by the code that serves connections.
 //!
-//! The container's memory limit in the chart leaves 128 MiB for the process and its connections;
-//! the budget is a part of that.
+//! The container's memory limit in the chart leaves 128 MiB for the process and its connections.
+//! The budget is part of that.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,28 +10,29 @@ use tonic::Status;
 
 use super::status;
 
-/// The budget for callers who are identified.
+/// The budget for identified callers.
 const BYTES_MAX: usize = 32 * 1024 * 1024;
-/// The part of it for bodies larger than [`SMALL`], so that large ones do not keep out small ones.
+/// The part of the budget for bodies larger than [`SMALL`], so that large bodies cannot exhaust the
+/// budget for small ones.
 const LARGE_MAX: usize = BYTES_MAX / 4 * 3;
-/// The size of nearly every request for the health.
+/// An upper bound on the size of nearly every health check request.
 const PROBE: usize = 512;
-/// The size of nearly every body.
+/// An upper bound on the size of nearly every body.
 const SMALL: usize = 4 * 1024;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
-/// The kinds of callers. A later one may still take bytes when an earlier one may not.
+/// The class of a caller. A later class may still take bytes when an earlier one may not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Class {
-    /// A stranger who asks for the health. What every such request takes is free, so that nobody
-    /// keeps out a probe.
+    /// An unidentified caller that requests a health check. The first [`PROBE`] bytes are free, so
+    /// that no other caller can block a probe.
     Probe,
-    /// A caller who is not identified, in a call that needs no credential.
+    /// An unidentified caller in a call that needs no credential.
     Stranger,
     /// An identified caller.
     Caller,
-    /// An identified caller who validates: others depend on its answers.
+    /// An identified caller of Validate: other services depend on its responses.
     Validator,
 }
 
@@ -45,20 +46,20 @@ impl Class {
     }
 }
 
-/// Bytes of the budget, given back when they are dropped.
+/// Bytes taken from the budget. They are returned on drop.
 #[derive(Debug)]
 pub(super) struct Charge {
     class: Class,
     bytes: usize,
-    /// The bytes that are still not charged.
+    /// The number of bytes that can still be taken without a charge.
     free: usize,
 }
 
 impl Charge {
-    /// Takes so many bytes.
+    /// Takes bytes from the budget.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED when the budget has not so many for this class.
+    /// RESOURCE_EXHAUSTED when the budget has too few bytes left for this class.
     pub(super) fn take(class: Class, bytes: usize) -> Result<Self, Status> {
         let free = if class == Class::Probe { PROBE } else { 0 };
         let mut charge = Self {
@@ -70,10 +71,10 @@ impl Charge {
         Ok(charge)
     }
 
-    /// Takes so many bytes more.
+    /// Takes more bytes from the budget.
     ///
     /// # Errors
-    /// As [`Charge::take`].
+    /// Same as [`Charge::take`].
     pub(super) fn grow_by(&mut self, bytes: usize) -> Result<(), Status> {
         let free = self.free.min(bytes);
         self.free -= free;

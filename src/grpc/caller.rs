@@ -1,8 +1,9 @@
-//! Who calls, and whether they may do this anywhere at all.
+//! Authenticates callers and checks that they hold a permission in at least one tenant.
 //!
-//! A credential is the admin token or a key of tenant `system`, checked on the same path as any
-//! other key. Without one in the call, the client's certificate tells: who has it is the owner of
-//! that name in tenant `system`. What the caller may do in which tenant is the rooms' to check.
+//! A credential is the admin token or a key of tenant `system`, which is validated by the same code
+//! as any other key. A call without a credential is identified by the client certificate: its
+//! holder is the owner of that name in tenant `system`. The services check the caller's permissions
+//! in a particular tenant.
 
 use std::{
     net::IpAddr,
@@ -31,22 +32,23 @@ use crate::{
     },
 };
 
-/// The audience that a key of tenant `system` is used for here.
+/// The audience for which the keys of callers are validated.
 const AUDIENCE: &str = "gatekey";
-/// The right to validate the keys of a tenant whose name nobody knows: of every tenant.
+/// The permission to validate keys of the placeholder tenant `?`. Only a permission for every
+/// tenant includes it.
 const VALIDATE_ANYWHERE: &str = "?:keys:validate";
 
-/// Who asks about a key, known just well enough to answer.
+/// The caller of Validate, with only the information that a response needs.
 #[derive(Clone)]
 pub(super) enum Asker {
-    /// One who may validate the keys of every tenant.
+    /// May validate the keys of every tenant.
     OfAll,
-    /// One who may validate those of some.
+    /// May validate the keys of some tenants.
     OfSome(Caller),
 }
 
 impl Asker {
-    /// What the asker may do in this tenant.
+    /// Returns the caller's permission to validate keys of this tenant.
     pub(super) fn right(&self, tenant: &str) -> Right {
         match self {
             Self::OfAll => Right::Granted,
@@ -62,7 +64,7 @@ enum Credentials {
 }
 
 impl Credentials {
-    /// What they stand for; the admin's stand for everything.
+    /// Returns the key policy, or `None` for the admin token, which permits everything.
     fn standing(&self) -> Option<&Standing> {
         match self {
             Self::Admin => None,
@@ -80,17 +82,18 @@ impl Credentials {
     }
 }
 
-/// Who is at the other end of a connection, and who calls by it.
+/// The peer of a connection, and the caller of one of its calls.
 #[derive(Clone, Default, Debug)]
 pub struct Peer {
     ip: Option<IpAddr>,
     name: Option<Arc<str>>,
-    /// The caller of one call, for the log, as soon as it is known. Unset in the connection's own.
+    /// The caller of one call, for the log; set once it is known. Unset in the connection's own
+    /// peer.
     caller: OnceLock<String>,
 }
 
 impl Peer {
-    /// A peer at this address, with the name that its certificate gives it, if it has one.
+    /// Creates a peer with this address and the name from its certificate, if it has one.
     #[must_use]
     pub fn new(ip: IpAddr, name: Option<String>) -> Self {
         Self {
@@ -100,42 +103,42 @@ impl Peer {
         }
     }
 
-    /// Who sent a request.
+    /// Returns the peer that sent a request.
     pub(super) fn of<T>(request: &Request<T>) -> Arc<Self> {
         request.extensions().get().cloned().unwrap_or_default()
     }
 
-    /// The address.
     pub(super) fn ip(&self) -> Option<IpAddr> {
         self.ip
     }
 
-    /// The key or the owner that calls, if that is known.
+    /// Returns the calling key or owner, if it is known.
     pub(super) fn caller(&self) -> Option<&str> {
         self.caller.get().map(String::as_str)
     }
 
-    /// Notes who calls.
+    /// Records the caller.
     pub(super) fn identified(&self, caller: impl Into<String>) {
-        // Whoever was noted first stays.
+        // The caller that was recorded first is kept.
         let _ = self.caller.set(caller.into());
     }
 }
 
-/// One connection, as its calls share it.
+/// The state of one connection, shared by its calls.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) peer: Peer,
-    /// The number of answers to Validate that are not sent yet.
+    /// The number of responses to Validate that are not sent yet.
     pub(super) unread: AtomicUsize,
 }
 
 impl Doors {
-    /// Returns who calls: one who holds the right to `action` in some tenant. The connection has
-    /// identified the caller of a request that came through it; any other is identified here.
+    /// Returns the caller if it holds the permission for `action` in some tenant. The connection
+    /// has already identified the caller of a request that it received; the caller of any other
+    /// request is identified here.
     ///
     /// # Errors
-    /// UNAUTHENTICATED without a good credential, PERMISSION_DENIED without the right.
+    /// UNAUTHENTICATED without a valid credential, PERMISSION_DENIED without the permission.
     pub(super) async fn identify<T: Sync>(
         &self,
         request: &Request<T>,
@@ -148,10 +151,10 @@ impl Doors {
         self.identify_by(headers, &Peer::of(request), action).await
     }
 
-    /// Returns who makes a call with these headers, as [`Doors::identify`] does.
+    /// Returns the caller of a request with these headers, as [`Doors::identify`] does.
     ///
     /// # Errors
-    /// As [`Doors::identify`].
+    /// Same as [`Doors::identify`].
     pub(super) async fn identify_by(
         &self,
         headers: &HeaderMap,
@@ -164,10 +167,10 @@ impl Doors {
         permitted(Caller { trace_id, ..caller }, action)
     }
 
-    /// Returns the caller with its presence, for a call that is dropped once the caller is gone.
+    /// Returns the caller and its presence, for a call that is dropped once the caller is gone.
     ///
     /// # Errors
-    /// As [`Doors::identify`].
+    /// Same as [`Doors::identify`].
     pub(super) async fn context<T: Sync>(
         &self,
         request: &Request<T>,
@@ -179,10 +182,10 @@ impl Doors {
         })
     }
 
-    /// Who asks about a key.
+    /// Returns the caller of a Validate.
     ///
     /// # Errors
-    /// As [`Doors::identify`].
+    /// Same as [`Doors::identify`].
     pub(super) async fn identify_asker(
         &self,
         headers: &HeaderMap,
@@ -207,7 +210,7 @@ impl Doors {
     async fn authenticate(&self, headers: &HeaderMap, peer: &Peer) -> Result<Credentials, Status> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(authorization) = given.next() else {
-            // Apart, so that the usual way has little to carry.
+            // Boxed separately, to keep the future of the common path small.
             return Box::pin(self.authenticate_certificate(peer)).await;
         };
         if given.next().is_some() {
@@ -262,7 +265,7 @@ impl Doors {
         }
     }
 
-    /// Notes the use of a key that was allowed.
+    /// Records the use of a key if it was allowed.
     pub(super) fn note_use(&self, decision: &Decision, from: Option<IpAddr>) {
         if let Decision::Allowed(Known { key_id, at, .. }) = decision {
             self.usage.note(*key_id, Use { at: *at, from });
@@ -270,7 +273,7 @@ impl Doors {
     }
 }
 
-/// Returns the caller if it holds the right to `action` in some tenant.
+/// Returns the caller if it holds the permission for `action` in some tenant.
 fn permitted(caller: Caller, action: Action) -> Result<Caller, Status> {
     if !caller.may_somewhere(action) {
         return Err(Refused::Forbidden(action).into());
@@ -278,7 +281,7 @@ fn permitted(caller: Caller, action: Action) -> Result<Caller, Status> {
     Ok(caller)
 }
 
-/// The credential of `authorization: Bearer <credential>`.
+/// Returns the credential from `authorization: Bearer <credential>`.
 fn bearer(authorization: &HeaderValue) -> Option<&str> {
     let value = authorization.to_str().ok()?;
     let (scheme, credential) = value.trim_start().split_once(' ')?;

@@ -1,8 +1,8 @@
-//! Calls, counted where they come in and where they end.
+//! RPC metrics: counts and times calls from their arrival to their end.
 //!
-//! A Validate is counted in the array of its own thread: one increment for its decision. How long it
-//! takes is looked at for one in [`SAMPLED`] of a thread's, so that the clock is seldom read; what
-//! makes it long, the store, is timed each time it is asked.
+//! Each thread counts its Validates in an array of its own, with one increment per decision. Only
+//! one in [`SAMPLED`] Validates of a thread is timed, so that the clock is seldom read. Database
+//! queries, the cause of slow Validates, are always timed.
 
 use std::{
     array,
@@ -34,10 +34,10 @@ use super::{
 };
 use crate::meter::{Durations, LogLimit, Page, Tally, Tell};
 
-/// One in this many Validates is timed.
+/// The sampling interval: one in this many Validates is timed.
 const SAMPLED: u32 = 16;
 
-/// gRPC's codes as they are written in its specification, by their numbers.
+/// The names of the status codes in gRPC's specification, indexed by number.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -59,23 +59,24 @@ const CODES: [&str; 17] = [
 ];
 const OK: usize = Code::Ok as usize;
 
-/// What is no method of the contract: health and reflection, and what a stranger makes up.
+/// The index of health and reflection. [`UNKNOWN`] is the index of all other paths outside the
+/// contract.
 const INFRASTRUCTURE: usize = METHODS.len();
 const UNKNOWN: usize = METHODS.len() + 1;
 const NAMES: usize = METHODS.len() + 2;
 const VALIDATE: usize = 0;
 
-/// One more than the highest number of a [`Reason`].
+/// The highest number of a [`Reason`] plus one.
 const REASONS: usize = Reason::InsufficientScope as usize + 1;
 
-/// All calls since the start.
+/// The metrics of all calls since the start.
 pub struct Calls {
-    /// By reason.
+    /// The number of decided Validates, by reason.
     decisions: Tally<REASONS>,
-    /// By code; a Validate that was decided is not among them.
+    /// The number of calls by method and code, without decided Validates.
     codes: [Tally<{ CODES.len() }>; NAMES],
     took: [Durations; NAMES],
-    /// Limits the log lines about refused calls.
+    /// Limits the log lines about denied calls.
     refused: Arc<LogLimit>,
 }
 
@@ -97,7 +98,8 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// Counts a Validate that has come to an answer, and how long it took if that was measured.
+    /// Counts the decision of a Validate, if there is one, and records the duration if it was
+    /// measured.
     pub(super) fn count(&self, answer: &Result<Answer, Status>, began: Option<Instant>) {
         if let Some(began) = began {
             self.took[VALIDATE].note(began.elapsed());
@@ -107,7 +109,7 @@ impl Calls {
         }
     }
 
-    /// Counts a Validate that ended with an error, which these headers hold.
+    /// Counts a Validate that ended with an error, if these headers contain one.
     pub(super) fn count_undecided(&self, headers: &HeaderMap, peer: &Peer, asker: Option<&Asker>) {
         if let Some(code) = code(headers) {
             if let Some(Asker::OfSome(caller)) = asker {
@@ -118,7 +120,7 @@ impl Calls {
         }
     }
 
-    /// Logs a call whose caller is unknown or lacks the right, at a bounded rate.
+    /// Logs a call with an unidentified caller or without the permission, at a bounded rate.
     fn log_refusal(&self, name: usize, code: Code, headers: &HeaderMap, peer: &Peer) {
         let refused = matches!(code, Code::Unauthenticated | Code::PermissionDenied);
         if !refused || !self.refused.admit() {
@@ -151,7 +153,7 @@ impl Tell for Calls {
                 } else {
                     0
                 };
-                // An error that never was is not told: there are hundreds that could be.
+                // An error that never occurred is omitted, because hundreds are possible.
                 if ok || count > 0 {
                     let labels = [("method", name), ("code", CODES[code])];
                     counts.push((labels, count + decided));
@@ -177,7 +179,7 @@ impl Tell for Calls {
     }
 }
 
-/// Returns the time if this thread's next Validate is timed; the first one is.
+/// Returns the current time if this thread's next Validate is timed. The first one is.
 pub(super) fn begin_sampled() -> Option<Instant> {
     thread_local! {
         static NEXT: Cell<u32> = const { Cell::new(0) };
@@ -187,13 +189,13 @@ pub(super) fn begin_sampled() -> Option<Instant> {
     number.is_multiple_of(SAMPLED).then(Instant::now)
 }
 
-/// The code in an answer's last headers, if they are that.
+/// Returns the status code, if these are the last headers of a response.
 fn code(headers: &HeaderMap) -> Option<Code> {
     let status = headers.get(Status::GRPC_STATUS)?;
     Some(Code::from_bytes(status.as_bytes()))
 }
 
-/// A call under way. It is counted when it is dropped: as cancelled, unless it has ended before.
+/// A call in progress. It is counted on drop: as cancelled, unless it ended before.
 pub(super) struct Call {
     doors: Arc<Doors>,
     name: usize,
@@ -203,7 +205,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Begins a call that is no Validate.
+    /// Begins a call other than Validate.
     pub(super) fn begin(doors: &Arc<Doors>, path: &str, peer: &Arc<Peer>) -> Self {
         let other = if path.starts_with("/grpc.") {
             INFRASTRUCTURE
@@ -219,12 +221,12 @@ impl Call {
         }
     }
 
-    /// Returns when the call began.
+    /// Returns the start time of the call.
     pub(super) fn began(&self) -> Instant {
         self.began
     }
 
-    /// The answer, with whose body the call ends.
+    /// Wraps the response so that the call ends with its body.
     pub(super) fn ends_with(mut self, answer: http::Response<Body>) -> http::Response<Reply> {
         self.look(answer.headers());
         answer.map(|body| {
@@ -233,7 +235,7 @@ impl Call {
         })
     }
 
-    /// Notes the end, if these headers are an answer's last ones.
+    /// Records the status code, if these are the last headers of a response.
     fn look(&mut self, headers: &HeaderMap) {
         if let Some(code) = code(headers) {
             self.code = code;
@@ -252,7 +254,7 @@ impl Drop for Call {
 }
 
 pin_project! {
-    /// The body of a call's answer, with which the call ends.
+    /// A response body that ends its call when it ends.
     struct Counted<B> {
         #[pin]
         inner: B,

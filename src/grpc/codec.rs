@@ -1,5 +1,5 @@
-//! prost's codec, but for one thing: a message that cannot be read is the caller's mistake
-//! (INVALID_ARGUMENT), where tonic-prost's own decoder says INTERNAL.
+//! prost's codec with one difference: an undecodable message is the caller's error
+//! (INVALID_ARGUMENT), but tonic-prost's own decoder returns INTERNAL.
 
 use std::marker::PhantomData;
 
@@ -12,7 +12,7 @@ use tonic_prost::ProstEncoder;
 
 use super::status;
 
-/// Writes `T`, reads `U`.
+/// Encodes `T` and decodes `U`.
 #[derive(Clone, Debug)]
 pub struct Codec<T, U>(PhantomData<(T, U)>);
 
@@ -41,7 +41,7 @@ where
     }
 }
 
-/// Reads `U`.
+/// Decodes `U`.
 #[derive(Clone, Debug)]
 pub struct Decoder<U>(PhantomData<U>);
 
@@ -56,7 +56,7 @@ impl<U: Message + Default> codec::Decoder for Decoder<U> {
     type Error = Status;
 
     fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // prost's error may tell a field's content.
+        // prost's error is dropped because it may reveal the content of a field.
         U::decode(source)
             .map(Some)
             .map_err(|_| status::unreadable())

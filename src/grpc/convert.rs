@@ -1,4 +1,4 @@
-//! Values of the domain → messages, and nothing else.
+//! Converts domain values to messages, and does nothing else.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::domain::{
     tenant::{OnLimit, Tenant},
 };
 
-/// A list's answer stays below the 4 MiB that gRPC clients read by default.
+/// The size limit of a list response, below the 4 MiB that gRPC clients read by default.
 const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 pub(super) fn key(key: Key, now: Timestamp) -> proto::Key {
@@ -161,8 +161,8 @@ pub(super) fn time(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A page's entries as messages, and the token of the page that follows: the store gave one
-/// entry more than the page has, if there is one.
+/// Returns a page's entries as messages, and the token of the next page. The database returns one
+/// entry more than the page size if there is a next page.
 pub(super) fn list<T, M: Message>(
     query: &impl Debug,
     page: &Page,

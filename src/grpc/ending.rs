@@ -1,4 +1,4 @@
-//! Streams that would never end by themselves end when the server stops.
+//! Ends unbounded streams when the server stops.
 
 use std::{
     pin::Pin,
@@ -13,8 +13,8 @@ use tonic::codegen::http::HeaderMap;
 use super::status;
 
 pin_project! {
-    /// A body that is its inner one until `stop`, and then ends with UNAVAILABLE, once all that the
-    /// inner one had ready has been sent.
+    /// A body that forwards its inner body until `stop`. It then sends everything that the inner
+    /// body has ready, and ends with UNAVAILABLE.
     pub(super) struct Ending<B> {
         #[pin]
         inner: B,
@@ -54,7 +54,7 @@ impl<B: Body> Body for Ending<B> {
         }
         *this.ended = true;
         let mut trailers = HeaderMap::new();
-        // It fails only for a message that is no header, and ours is.
+        // This fails only if the message is not a valid header, and this message is valid.
         let _ = status::stopping().add_header(&mut trailers);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }

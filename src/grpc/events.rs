@@ -1,4 +1,4 @@
-//! EventService.
+//! The handlers of EventService.
 
 use std::pin::Pin;
 
@@ -96,7 +96,7 @@ impl EventService for Doors {
                 let message = Some(message?);
                 Ok(WatchEventsResponse { message })
             });
-        // What ends without an error has been stopped: a client should go on elsewhere.
+        // A stream that ends without an error was stopped: the client should continue elsewhere.
         let events = events.chain(once(Err(status::stopping())));
         Ok(Response::new(Box::pin(events)))
     }

@@ -1,8 +1,9 @@
 //! The service of one connection.
 //!
-//! Callers are identified by the headers of a call, before its body is read. Validate is answered
-//! here, on the connection's own thread, past the router. Every other call goes to the runtime of
-//! what is slow: a read ends with its caller there, a change is told that its caller is gone.
+//! A caller is identified by the headers of a call, before the body is read. Validate is handled
+//! here, on the connection's own thread, without the router. Every other call runs on the runtime
+//! for slow work. There a read is aborted when its caller is gone; a change is notified that its
+//! caller is gone.
 
 use std::{
     collections::VecDeque,
@@ -55,28 +56,28 @@ use crate::{
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
 const WATCH_EVENTS: &str = "/gatekey.v1.EventService/WatchEvents";
-/// Health and reflection, which take no room from others.
+/// The path prefix of health and reflection, which do not count against the limits below.
 const OTHERS: &str = "/grpc.";
-/// The most calls under way at once beside Validate and [`OTHERS`], until their answers are sent:
-/// many may wait for a lost replica, and more would only wait for their turn.
+/// The maximum number of concurrent calls other than Validate and [`OTHERS`], until their responses
+/// are sent. Many calls may wait for a lost replica; more would only wait for their turn.
 const CALLS_MAX: usize = 1024;
-/// The most of them by one caller.
+/// The maximum number of them per caller.
 const CALLS_MAX_PER_CALLER: usize = CALLS_MAX / 4;
-/// The most lists at once, whose answers may be large. More wait for their turn.
+/// The maximum number of concurrent lists, whose responses may be large. Excess lists wait.
 const LISTS_MAX: usize = 16;
-/// The most of them by one caller.
+/// The maximum number of them per caller.
 const LISTS_MAX_PER_CALLER: usize = LISTS_MAX / 4;
-/// The most calls whose caller is being looked up in the store.
+/// The maximum number of calls that wait for the database to identify their caller.
 const UNIDENTIFIED_MAX: usize = 1024;
 
-/// All that serves connections.
+/// The application, which creates the service of each connection.
 #[derive(Clone)]
 pub struct House {
     shared: Arc<Shared>,
     traces: TraceLayer,
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Shared {
     doors: Arc<Doors>,
     routes: Routes,
@@ -88,8 +89,8 @@ struct Shared {
 }
 
 impl House {
-    /// A house with these doors, and `infrastructure` beside them. What is slow runs on the current
-    /// runtime.
+    /// Creates the application from the API's handlers and `infrastructure`. Slow work runs on the
+    /// current runtime.
     ///
     /// # Panics
     /// Outside a runtime.
@@ -111,7 +112,7 @@ impl House {
         }
     }
 
-    /// The front door for one connection.
+    /// Creates the service of one connection.
     #[must_use]
     pub fn front(&self, peer: Peer) -> Trace<Front> {
         let connection = Connection {
@@ -168,7 +169,6 @@ where
 }
 
 impl Front {
-    /// Answers a Validate.
     async fn validate<B>(self, request: http::Request<B>) -> http::Response<Reply>
     where
         B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
@@ -186,7 +186,7 @@ impl Front {
                     doors.calls.count(&answer, began);
                     (answer, Some(asker))
                 }
-                // Apart, so that the usual one has little to carry.
+                // Boxed separately, to keep the future of the common path small.
                 Arrived::Other(body) => {
                     let request = http::Request::from_parts(parts, body);
                     let answer = Box::pin(self.validate_late(request, asker.clone(), began)).await;
@@ -198,7 +198,7 @@ impl Front {
         self.decided(unary::write(answer, connection), &peer, asker.as_ref())
     }
 
-    /// Answers a Validate whose request has not arrived yet, or is not as usual.
+    /// Handles a Validate whose request has not arrived completely or has an unusual form.
     async fn validate_late<B>(
         &self,
         request: http::Request<Again<B>>,
@@ -219,7 +219,7 @@ impl Front {
             Ok(whole) => whole,
             Err(status) => return unary::write(Err(status), connection),
         };
-        // What the client took to send the rest does not count.
+        // The duration excludes the time in which the client sends the rest.
         let began = began.map(|_| Instant::now());
         match unary::arrived(&parts.headers, body).await {
             Arrived::Message(message) => {
@@ -245,7 +245,7 @@ impl Front {
         }
     }
 
-    /// Completes the answer to a Validate, and counts it if it is an error.
+    /// Completes the response to a Validate, and counts it if it is an error.
     fn decided(
         &self,
         answer: http::Response<Reply>,
@@ -258,7 +258,7 @@ impl Front {
         answer
     }
 
-    /// Answers a call of any other service of this server.
+    /// Handles a call of any other service of this server.
     async fn administer<B>(
         self,
         request: http::Request<B>,
@@ -280,7 +280,7 @@ impl Front {
             began,
             stop: &doors.stop,
         };
-        // Whole first, so that who sends slowly keeps nobody out.
+        // Reads the whole body first, so that a slow sender does not use up the limit.
         let (body, charge) = intake.whole(body).await?;
         let place = self.shared.calls.try_take(&caller.principal);
         let place = place.ok_or_else(status::overloaded)?;
@@ -303,7 +303,8 @@ impl Front {
 }
 
 impl Shared {
-    /// Waits until a caller is identified. Only so many may wait for the store for that.
+    /// Waits until a caller is identified. At most [`UNIDENTIFIED_MAX`] calls may wait for the
+    /// database.
     async fn identified<T>(
         &self,
         identifying: impl Future<Output = Result<T, Status>>,
@@ -318,19 +319,19 @@ impl Shared {
     }
 }
 
-/// A call that is to be carried out where what is slow runs.
+/// A call to run on the runtime for slow work.
 struct Work {
-    /// It changes nothing, so that it ends with its caller.
+    /// True if the call changes nothing and therefore ends with its caller.
     read: bool,
-    /// Its answer is a stream of its own.
+    /// True if the response is a stream of its own.
     stream: bool,
-    /// The caller, if the answer is a list.
+    /// The caller, if the response is a list.
     list: Option<Principal>,
     place: Share<Principal>,
     charge: Charge,
 }
 
-/// The places that a call holds until its answer is sent: its own, and one among the lists.
+/// The quota that a call holds until its response is sent: among all calls, and among the lists.
 struct Places(
     #[expect(dead_code, reason = "it is held, not used")]
     (Share<Principal>, Option<Share<Principal>>),
@@ -339,7 +340,7 @@ struct Places(
 impl Sent for Places {}
 
 impl Shared {
-    /// Carries a call out. A change goes on without its caller, as far as it decides to.
+    /// Runs a call. A change continues without its caller for as long as it decides to.
     async fn carry_out(
         self: &Arc<Self>,
         work: Work,
@@ -383,7 +384,7 @@ impl Shared {
         };
         drop(work.charge);
         let (head, body) = answer.into_parts();
-        // An answer is written here, and not where connections are served.
+        // The response is encoded here, and not on the threads that serve connections.
         let body = if work.stream {
             Again::new(VecDeque::new(), body)
         } else {
@@ -414,7 +415,7 @@ fn is_read(action: Action) -> bool {
     }
 }
 
-/// Returns whether the answer of a method is a list.
+/// Returns whether the response of a method is a list.
 fn is_list(path: &str) -> bool {
     let method = path.rsplit('/').next();
     method.is_some_and(|method| method.starts_with("List"))
@@ -433,7 +434,7 @@ impl Tell for House {
 struct Validate {
     doors: Arc<Doors>,
     asker: Asker,
-    /// When it began, if its duration is measured.
+    /// The start time, if the duration is measured.
     began: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! Health and reflection: calls that need no credential, and so are bounded as a whole.
+//! Handles health and reflection calls. They need no credential, so their total is bounded.
 
 use std::{
     convert::Infallible,
@@ -38,12 +38,12 @@ const REFLECTIONS: [&str; 2] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// The most streams of strangers.
+/// The maximum number of streams of unidentified callers.
 const STREAMS_MAX: usize = 256;
-/// The most of them from one address.
+/// The maximum number of them per address.
 const STREAMS_MAX_PER_ADDRESS: usize = STREAMS_MAX / 4;
 
-/// Answers health and reflection.
+/// Handles health and reflection calls.
 #[derive(Clone)]
 pub struct Infrastructure {
     routes: Routes,
@@ -52,7 +52,7 @@ pub struct Infrastructure {
 }
 
 impl Infrastructure {
-    /// Answers by these routes until `stop`.
+    /// Creates a handler that serves these routes until `stop`.
     #[must_use]
     pub fn new(routes: Routes, stop: CancellationToken) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Infrastructure {
         }
     }
 
-    /// Returns the service of a connection that serves nothing else.
+    /// Returns the service of a connection that serves only health and reflection.
     #[must_use]
     pub fn for_probes(&self, peer: Peer) -> Probes {
         Probes {
@@ -71,7 +71,7 @@ impl Infrastructure {
         }
     }
 
-    /// Answers a call from this peer.
+    /// Handles a call from this peer.
     pub(super) async fn answer<B>(
         &self,
         request: http::Request<B>,
@@ -167,7 +167,8 @@ impl Infrastructure {
         }
     }
 
-    /// Returns a body that ends when the server stops, and holds on to its place until then.
+    /// Returns a body that ends when the server stops, at the latest, and keeps `held` until its
+    /// end.
     fn stream<H: Sent + Send + 'static>(&self, body: Body, held: H) -> Body {
         let stop = self.stop.clone().cancelled_owned();
         Body::new(Ending::new(
@@ -177,7 +178,7 @@ impl Infrastructure {
     }
 }
 
-/// What a reflection stream holds.
+/// The resources that a reflection stream holds.
 struct Asked {
     turn: Turn,
     _place: Share<Option<IpAddr>>,
@@ -196,7 +197,7 @@ pub(super) async fn now<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// The service of a connection to the port of probes.
+/// The service of a connection to the probe port.
 #[derive(Clone)]
 pub struct Probes {
     infrastructure: Infrastructure,

@@ -1,4 +1,4 @@
-//! The intake of requests: each body is read under a deadline and within the budget of bytes.
+//! Reads request bodies under a deadline and within the memory budget.
 
 use std::{collections::VecDeque, future::poll_fn, pin::Pin, time::Duration};
 
@@ -15,24 +15,24 @@ use super::{
     unary::{Again, HEAD},
 };
 
-/// The time from the headers of a request to its end.
+/// The maximum time from the headers of a request to its end.
 pub(super) const REQUEST_MAX: Duration = Duration::from_secs(10);
 
 /// The conditions under which a request is read.
 pub(super) struct Intake<'a> {
     pub(super) class: Class,
-    /// The time at which the headers came.
+    /// The arrival time of the headers.
     pub(super) began: Instant,
     /// Cancelled when the server stops.
     pub(super) stop: &'a CancellationToken,
 }
 
 impl Intake<'_> {
-    /// Reads the whole of a request with one message, as far as one may be long.
+    /// Reads a whole request of one message, and stops once it exceeds the maximum message size.
     ///
     /// # Errors
-    /// DEADLINE_EXCEEDED when it does not end in time, UNAVAILABLE when the server stops before,
-    /// RESOURCE_EXHAUSTED when there is no room for it.
+    /// DEADLINE_EXCEEDED when the request does not end in time, UNAVAILABLE when the server stops
+    /// first, RESOURCE_EXHAUSTED when the memory budget does not suffice.
     pub(super) async fn whole<B>(&self, body: B) -> Result<(Again<Body>, Charge), Status>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -41,10 +41,10 @@ impl Intake<'_> {
         self.in_time(collect(body, charge)).await?
     }
 
-    /// Waits for a part of a request until its deadline or the stop.
+    /// Waits for a part of a request until its deadline or until the server stops.
     ///
     /// # Errors
-    /// As [`Intake::whole`].
+    /// Same as [`Intake::whole`].
     pub(super) async fn in_time<T>(&self, part: impl Future<Output = T>) -> Result<T, Status> {
         let part = time::timeout_at(self.began + REQUEST_MAX, part);
         tokio::select! {
@@ -70,7 +70,7 @@ where
                 charge.grow_by(data.capacity() - before)?;
             }
             Ok(Err(trailers)) => read.push_back(Ok(trailers)),
-            // The stream was reset, or its connection is lost: nobody waits for an answer.
+            // The stream was reset or its connection is lost, so nobody waits for a response.
             Err(_) => return Err(Status::cancelled("")),
         }
     }

@@ -1,4 +1,4 @@
-//! KeyService.
+//! The handlers of KeyService.
 
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -27,7 +27,7 @@ use crate::{
     store::KeyQuery,
 };
 
-/// The longest overlap of a rotation: 30 days.
+/// The maximum overlap of a rotation: 30 days.
 const OVERLAP_MAX: std::time::Duration = std::time::Duration::from_hours(30 * 24);
 
 #[tonic::async_trait]
@@ -45,7 +45,7 @@ impl KeyService for Doors {
             replaced,
         } = self.keyring.create(&context, new).await?;
         if replaced {
-            // There is no field to say how that went: it is in the old keys' own answers.
+            // This response has no field for the result; the responses for the old keys contain it.
             self.enforced(key.revision, patience).await;
         }
         Ok(Response::new(CreateKeyResponse {
@@ -58,8 +58,8 @@ impl KeyService for Doors {
         &self,
         request: Request<ValidateRequest>,
     ) -> Result<Response<ValidateResponse>, Status> {
-        // The front door answers it before it comes here; this is the same answer, for whoever
-        // reaches the service by itself.
+        // The connection service handles Validate before it reaches this handler. This is the same
+        // response, for a caller that reaches the service directly.
         let headers = request.metadata().as_ref();
         let asker = self.identify_asker(headers, &Peer::of(&request)).await?;
         let mut written = Vec::new();
@@ -366,13 +366,13 @@ fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
     parsed
 }
 
-/// The key that a request is about, and with it the last check of its fields.
+/// Parses the key ID of a request, and checks all fields that were parsed.
 fn parse_key_id(mut fields: Fields, value: &str) -> Result<KeyId, Invalid> {
     let id = fields.key_id("key_id", value);
     checked(fields, id)
 }
 
-/// A field that has been read: absent only if it was noted as wrong.
+/// Returns a parsed field once all fields are valid. It is absent only if it was noted as invalid.
 fn checked<T>(fields: Fields, value: Option<T>) -> Result<T, Invalid> {
     fields.check()?;
     value.ok_or_else(|| Invalid(Vec::new()))

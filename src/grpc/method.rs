@@ -1,8 +1,8 @@
-//! The methods of the contract: what may stand in a span, or in a metric.
+//! The methods of the contract: the names that spans and metrics may contain.
 
 use crate::domain::caller::Action;
 
-/// Every method. What a stranger writes into a path is none of them.
+/// Every method. Paths that clients make up are not among them.
 pub(super) const METHODS: [&str; 18] = [
     "gatekey.v1.KeyService/Validate",
     "gatekey.v1.KeyService/CreateKey",
@@ -24,7 +24,7 @@ pub(super) const METHODS: [&str; 18] = [
     "gatekey.v1.EventService/WatchEvents",
 ];
 
-/// Returns the right that a method asks for, or `None` where there is no such method.
+/// Returns the permission that a method requires, or `None` if there is no such method.
 pub(super) fn action(method: &str) -> Option<Action> {
     Some(match method.strip_prefix("gatekey.v1.")? {
         "KeyService/Validate" => Action::KeysValidate,
@@ -44,7 +44,7 @@ pub(super) fn action(method: &str) -> Option<Action> {
     })
 }
 
-/// The place in [`METHODS`] of the one that a path names, with or without its first slash.
+/// Returns the index in [`METHODS`] of the method in a path, with or without a leading slash.
 pub(super) fn find(path: &str) -> Option<usize> {
     let path = path.strip_prefix('/').unwrap_or(path);
     METHODS.iter().position(|method| *method == path)

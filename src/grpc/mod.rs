@@ -1,7 +1,8 @@
-//! The doors: the wire, and nothing but the wire.
+//! The gRPC API: the protocol, without business logic.
 //!
-//! Every handler reads alike: who calls, what is asked (all violations at once), one call to a
-//! room, the reply. Status codes are chosen in `status.rs` alone.
+//! Every handler has the same steps: identify the caller, parse the request (reporting all
+//! violations at once), call one service, build the response. Only `status.rs` chooses status
+//! codes.
 
 pub mod answer;
 mod budget;
@@ -52,22 +53,22 @@ use crate::{
     },
 };
 
-/// What the proto files define, as Rust.
+/// The Rust code generated from the proto files.
 #[allow(clippy::pedantic, missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("gatekey.v1");
 }
 
-/// The proto files themselves, comments and all: an encoded `FileDescriptorSet`.
+/// The proto files with their comments, as an encoded `FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gatekey.v1.bin"));
 
-/// The service whose health tells whether this server is ready.
+/// The service whose health status reports whether this server is ready.
 pub const READINESS: &str = "gatekey.v1.KeyService";
 
-/// The largest message that is read: 64 KiB.
+/// The maximum size of a message that is read: 64 KiB.
 pub const MESSAGE_MAX: usize = 64 * 1024;
 
-/// What stands behind the doors.
+/// The services and settings that the handlers use.
 pub struct Doors {
     pub validator: Validator,
     pub keyring: Keyring,
@@ -76,22 +77,23 @@ pub struct Doors {
     pub usage: Arc<Usage>,
     pub clock: Arc<dyn Clock>,
     pub admin: AdminToken,
-    /// Whether Validate asks who calls.
+    /// True if Validate authenticates its caller.
     pub validate_auth: bool,
-    /// All calls, counted.
+    /// The metrics of all calls.
     pub calls: Calls,
-    /// Cancelled when the server stops: streams end.
+    /// Cancelled when the server stops; streams then end.
     pub stop: CancellationToken,
 }
 
 impl Doors {
-    /// Waits until a change is enforced everywhere, or the caller's patience ends, and tells.
+    /// Waits until every replica enforces a change, or until shortly before the caller's deadline,
+    /// and returns the enforcement state.
     async fn enforced(&self, revision: i64, patience: Patience) -> proto::Enforcement {
         let enforcement = self.replica.enforced(revision, patience.left()).await;
         convert::enforcement(enforcement)
     }
 
-    /// The routes of all four services.
+    /// Returns the routes of all four services.
     fn routes(doors: &Arc<Self>) -> Routes {
         use proto::{
             event_service_server::EventServiceServer as Events,

@@ -1,14 +1,14 @@
-//! Addresses and networks as callers write them, read strictly.
+//! Strict parsing of the addresses and networks in requests.
 //!
-//! What programs read in different ways is an error: `010.0.0.1` is 10.0.0.1 to some and 8.0.0.1 to
-//! others, `10.1` is 10.0.0.1 to some and nothing to others.
+//! Text that programs interpret differently is an error: `010.0.0.1` is 10.0.0.1 to some and
+//! 8.0.0.1 to others; `10.1` is 10.0.0.1 to some and invalid to others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use thiserror::Error;
 
-/// Why a text is no address or no network. Repeats nothing of the text but numbers that were read.
+/// The reason a text is not an address or a network. Repeats only parsed numbers of the text.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub(super) enum BadNetwork {
     #[error("must be an IPv4 or IPv6 address, such as 192.0.2.1, 2001:db8::1 or [2001:db8::1]:80")]
@@ -34,8 +34,8 @@ pub(super) enum BadNetwork {
     Mapped(Ipv4Addr),
 }
 
-/// Reads an address, in brackets or not, with a port, which is ignored, or without; an IPv4-mapped
-/// one is the IPv4 one.
+/// Parses an address, with or without brackets and a port. Ignores the port and converts an
+/// IPv4-mapped address to IPv4.
 pub(super) fn parse_address(text: &str) -> Result<IpAddr, BadNetwork> {
     let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
     let bracketed = || {
@@ -49,7 +49,7 @@ pub(super) fn parse_address(text: &str) -> Result<IpAddr, BadNetwork> {
     if text.contains(',') {
         return Err(BadNetwork::List);
     }
-    // The port of an IPv4 address; an IPv6 one has more colons.
+    // Removes the port of an IPv4 address. An IPv6 address has more than one colon.
     let host = text.split_once(':').filter(|(_, port)| !port.contains(':'));
     Err(explain(
         host.map_or(text, |(host, _)| host),
@@ -57,8 +57,8 @@ pub(super) fn parse_address(text: &str) -> Result<IpAddr, BadNetwork> {
     ))
 }
 
-/// Reads a network, or an address as the network that has only this one; an IPv4-mapped one is the
-/// IPv4 one.
+/// Parses a network, or an address as the network that contains only this address. Converts an
+/// IPv4-mapped network to IPv4.
 pub(super) fn parse_network(text: &str) -> Result<IpNet, BadNetwork> {
     let (address, length) = match text.split_once('/') {
         Some((address, length)) => (address, Some(length)),
@@ -100,7 +100,7 @@ fn parse_length(text: &str, most: u8) -> Result<u8, BadNetwork> {
     }
 }
 
-/// Says what would be right, where that can be known.
+/// Returns a more specific error than `otherwise` if the text shows the cause.
 fn explain(text: &str, otherwise: BadNetwork) -> BadNetwork {
     if text
         .split_once('%')

@@ -1,4 +1,4 @@
-//! The body of an answer until its peer has read it.
+//! Response bodies that charge their bytes to the memory budget until the peer has read them.
 
 use std::{
     pin::Pin,
@@ -16,20 +16,20 @@ use super::{
     stall,
 };
 
-/// The most bytes that a peer must take within the time that a stall may last.
+/// Maximum number of bytes that a peer must read within the stall timeout.
 const PIECE_MAX: usize = 64 * 1024;
 
 pin_project! {
-    /// A body that gives the next bytes only once those before are sent. Its bytes are charged until
-    /// then, and so is what it holds on to kept.
+    /// A body that yields the next bytes only after the previous ones are sent. Its bytes are
+    /// charged until they are sent; `held` is kept until the body ends.
     pub(super) struct Outgoing<B, H> {
         #[pin]
         inner: B,
         class: Class,
         held: Option<H>,
-        // What was taken from the inner body and not given yet.
+        // Bytes read from the inner body and not yielded yet.
         rest: Bytes,
-        // Ends when the last piece that was given is sent.
+        // Resolves when the last yielded piece is sent.
         sent: Option<oneshot::Receiver<()>>,
         ended: bool,
     }
@@ -41,7 +41,7 @@ struct Charged {
     _charge: Charge,
 }
 
-/// A piece of an answer. Dropped once it is written, or its stream has ended.
+/// A piece of a response. Dropped when it is written or its stream ends.
 struct Piece {
     data: Bytes,
     _sent: oneshot::Sender<()>,
@@ -60,7 +60,7 @@ impl AsRef<[u8]> for Piece {
 }
 
 impl<B, H> Outgoing<B, H> {
-    /// Wraps a body. What is `held` is dropped with the end of the body.
+    /// Wraps a body. Drops `held` when the body ends.
     pub(super) fn new(inner: B, class: Class, held: H) -> Self {
         Self {
             inner,
@@ -144,17 +144,17 @@ impl<B: Body<Data = Bytes>, H: Sent> Body for Outgoing<B, H> {
     }
 }
 
-/// What is to be done when all that a body has given so far is sent.
+/// A callback that runs when all bytes that a body has yielded so far are sent.
 pub(super) trait Sent {
     fn sent(&self) {}
 }
 
 impl Sent for () {}
 
-/// A status as the last headers of an answer.
+/// Returns a status as the trailers of a response.
 pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    // It fails only for a message that is no header, and ours is.
+    // Fails only if the message is not a valid header value; these messages are valid.
     let _ = status.add_header(&mut trailers);
     trailers
 }

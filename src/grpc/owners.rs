@@ -1,4 +1,4 @@
-//! OwnerService.
+//! Handlers of `OwnerService`.
 
 use tonic::{Request, Response, Status};
 

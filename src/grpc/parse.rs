@@ -1,7 +1,7 @@
-//! Fields of requests → values of the domain, every violation told at once.
+//! Converts request fields to domain values and reports all violations at once.
 //!
-//! A parser notes what is wrong and goes on with a value that is never used: [`Fields::check`]
-//! then refuses the request as a whole.
+//! A parser records a violation and continues with a value that is never used, because
+//! [`Fields::check`] then rejects the whole request.
 
 use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, ops::RangeInclusive, time::Duration};
 
@@ -25,16 +25,16 @@ const AUDIENCES_MAX: usize = 64;
 const CIDRS_MAX: usize = 64;
 const METADATA_MAX: usize = 4096;
 const TEXT_MAX: usize = 1024;
-/// How many bytes of violations are told: an error is sent in headers, of which many clients take
-/// 8 KiB.
+/// Size in bytes of the recorded violations above which further ones are dropped. An error is sent
+/// in headers, and many clients accept at most 8 KiB of headers.
 const TOLD_MAX: usize = 3072;
 
-/// Reads the fields of one request.
+/// Parses the fields of one request and collects their violations.
 #[derive(Default)]
 pub(super) struct Fields(Vec<Violation>);
 
 impl Fields {
-    /// Refuses the request if anything was wrong.
+    /// Rejects the request if any field is invalid.
     pub(super) fn check(self) -> Result<(), Invalid> {
         if self.0.is_empty() {
             Ok(())
@@ -43,7 +43,7 @@ impl Fields {
         }
     }
 
-    /// Notes what is wrong with a field, once a field.
+    /// Records a violation, at most one per field.
     pub(super) fn note(&mut self, field: impl Into<String>, description: impl Into<String>) {
         let violation = Violation::new(field, description);
         let length = |told: &Violation| told.field.len() + told.description.len();
@@ -77,7 +77,7 @@ impl Fields {
         value
     }
 
-    /// Checks what people compare by eye, such as an owner's id.
+    /// Checks a name that people compare by eye, such as an owner's ID.
     fn name(&mut self, field: &str, value: &str) {
         if !(1..=NAME_MAX).contains(&value.len()) {
             self.note(field, "must have 1-255 bytes");
@@ -99,7 +99,7 @@ impl Fields {
         (!value.is_empty()).then(|| self.owner_id(field, value))
     }
 
-    /// A text of one line, which people compare by eye.
+    /// Parses a single-line text that people compare by eye.
     pub(super) fn line(
         &mut self,
         field: &str,
@@ -114,7 +114,7 @@ impl Fields {
         value
     }
 
-    /// A text for people to read: at most 1024 characters, line breaks and tabs among them.
+    /// Parses a text for people: at most 1024 characters, including line breaks and tabs.
     pub(super) fn text(&mut self, field: &str, value: String) -> String {
         if value.chars().count() > TEXT_MAX {
             self.note(field, "must have at most 1024 characters");
@@ -151,7 +151,7 @@ impl Fields {
         scopes.into_iter().collect()
     }
 
-    /// The scopes of a key, which needs at least one.
+    /// Parses the scopes of a key, which needs at least one.
     pub(super) fn key_scopes(&mut self, field: &str, values: &[String]) -> Scopes {
         if values.is_empty() {
             self.note(field, "a key needs at least one scope");
@@ -159,7 +159,7 @@ impl Fields {
         self.scopes(field, values)
     }
 
-    /// Scopes that are asked for, which name one thing each.
+    /// Checks the scopes that a request requires. Each must be without wildcards.
     pub(super) fn required_scopes(&mut self, field: &str, values: &[String]) {
         self.count(field, values.len(), SCOPES_MAX);
         for (place, value) in values.iter().enumerate().take(SCOPES_MAX) {
@@ -172,7 +172,7 @@ impl Fields {
         }
     }
 
-    /// One scope that names one thing, or none.
+    /// Parses an optional scope, which must be without wildcards.
     pub(super) fn optional_scope(&mut self, field: &str, value: &str) -> Option<Scope> {
         let scope = Scope::parse(value).filter(Scope::is_concrete);
         if scope.is_none() && !value.is_empty() {
@@ -185,7 +185,7 @@ impl Fields {
         self.names(field, values, AUDIENCES_MAX)
     }
 
-    /// A list of names, each once.
+    /// Parses a list of names and removes duplicates.
     pub(super) fn names(&mut self, field: &str, values: Vec<String>, max: usize) -> Vec<String> {
         self.count(field, values.len(), max);
         for (place, value) in values.iter().enumerate().take(max) {
@@ -265,7 +265,7 @@ impl Fields {
         Some(time)
     }
 
-    /// A span that is not negative.
+    /// Parses a duration that is not negative.
     pub(super) fn span(
         &mut self,
         field: &str,
@@ -282,11 +282,11 @@ impl Fields {
             self.note(field, "must be a duration from 0 to 10000 years");
             return None;
         };
-        // No finer than it is kept.
+        // Truncates to microseconds, the precision that is stored.
         Some(Duration::new(seconds, nanos / 1000 * 1000))
     }
 
-    /// A span of a microsecond or more.
+    /// Parses a duration of at least one microsecond.
     pub(super) fn positive_span(
         &mut self,
         field: &str,
@@ -299,7 +299,7 @@ impl Fields {
         Some(span)
     }
 
-    /// An address, never an IPv4-mapped one. A port behind it is ignored.
+    /// Parses an address and ignores its port. Converts an IPv4-mapped address to IPv4.
     pub(super) fn ip(&mut self, field: &str, value: &str) -> Option<IpAddr> {
         let text = value.trim();
         if text.is_empty() {
@@ -312,7 +312,7 @@ impl Fields {
         ip.ok()
     }
 
-    /// Which page of the list that `query` asks for.
+    /// Parses the page size and token of a list request. A token is valid only for its own `query`.
     pub(super) fn page(&mut self, query: &impl Debug, size: i32, token: &str) -> Page {
         let size = match u32::try_from(size) {
             Ok(0) => PAGE_SIZE_DEFAULT,

@@ -1,21 +1,21 @@
-//! How long a caller waits for its answer.
+//! Deadlines that callers set with `grpc-timeout`.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{codegen::http::HeaderMap, metadata::MetadataMap};
 
-/// What is kept of a caller's patience for the answer's way back, at most.
+/// Maximum part of a caller's timeout that is reserved for sending the response back.
 const WAY_BACK: Duration = Duration::from_millis(100);
 
-/// A caller's patience, from the beginning of its call.
+/// The deadline of a call, less the time reserved for sending the response back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     until: Option<Instant>,
 }
 
 impl Patience {
-    /// That of a call that begins now with these metadata. One that cannot be read is none.
+    /// Returns the deadline of a call that begins now. Ignores a malformed timeout.
     pub(super) fn of(metadata: &MetadataMap) -> Self {
         let timeout = metadata.get("grpc-timeout");
         let timeout = timeout.and_then(|value| parse(value.to_str().ok()?));
@@ -25,19 +25,19 @@ impl Patience {
         }
     }
 
-    /// What is left of it. `None`: it has no end.
+    /// Returns the time left, or `None` if there is no deadline.
     pub(super) fn left(self) -> Option<Duration> {
         self.until.map(|until| until - Instant::now())
     }
 }
 
-/// Returns the deadline of a call that began then, if its headers set one that can be read.
+/// Returns the deadline of a call that began at `began`, if its headers set a valid timeout.
 pub(super) fn deadline(headers: &HeaderMap, began: Instant) -> Option<Instant> {
     let timeout = parse(headers.get("grpc-timeout")?.to_str().ok()?)?;
     began.checked_add(timeout)
 }
 
-/// A `grpc-timeout`: at most eight digits and a unit, by gRPC's protocol over HTTP/2.
+/// Parses a `grpc-timeout`: at most eight digits and a unit, as defined by gRPC over HTTP/2.
 fn parse(text: &str) -> Option<Duration> {
     let unit = text.chars().last()?;
     let digits = &text[..text.len() - unit.len_utf8()];

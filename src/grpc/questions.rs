@@ -1,4 +1,4 @@
-//! The requests of a stream that is answered one by one.
+//! A request stream whose messages are read one by one, each after the previous response.
 
 use std::{
     pin::Pin,
@@ -17,7 +17,8 @@ use tonic::Status;
 
 use super::{MESSAGE_MAX, budget::Charge, intake::REQUEST_MAX, outgoing::Sent, unary::HEAD};
 
-/// The turn in a stream: one message in, and the next only once its answer is sent.
+/// The flow control of a stream: the next message is read only after the response to the previous
+/// one is sent.
 #[derive(Clone, Default)]
 pub(super) struct Turn(Arc<Shared>);
 
@@ -39,7 +40,7 @@ impl Sent for Turn {
 }
 
 impl Turn {
-    /// Waits until no answer is under way.
+    /// Waits until no response is pending.
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let asker = self.0.asker.lock();
         *asker.unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
@@ -51,8 +52,8 @@ impl Turn {
 }
 
 pin_project! {
-    /// A body that gives one message at a time. It ends when the next message is not complete within
-    /// the time that a request may take, counted from the end of the answer before.
+    /// A body that yields one message at a time. It ends if the next message is not complete within
+    /// [`REQUEST_MAX`] of the previous one.
     pub(super) struct Questions<B> {
         #[pin]
         inner: B,
@@ -119,8 +120,8 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for Questions<B> {
     }
 }
 
-/// Returns the length of the first message with its head, once it is there. One that is longer than
-/// a message may be counts as soon as that is known.
+/// Returns the length of the first message including its head, once it is complete. A message
+/// longer than [`MESSAGE_MAX`] counts as complete once its head is read.
 fn first(read: &[u8]) -> Option<usize> {
     let head = read.get(1..HEAD)?.try_into().ok()?;
     let length = u32::from_be_bytes(head) as usize;

@@ -1,4 +1,4 @@
-//! `Debug` of the messages that hold a secret: everything but the secret.
+//! `Debug` for messages that contain a secret. Shows every field except the secret.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! The end of streams whose peer reads nothing.
+//! Resets streams whose peer reads nothing.
 //!
-//! hyper asks an answer's body for more only once the peer's window has taken what the body gave
-//! before, so that a body cannot end itself while its peer reads nothing. The task of the stream
-//! can: dropped, it resets the stream and frees what waits to be sent.
+//! hyper polls a response body again only after the peer's window has accepted the previous bytes.
+//! Thus a body cannot end itself while its peer reads nothing. The stream's task can: dropping it
+//! resets the stream and frees the bytes that wait to be sent.
 
 use std::{
     cell::Cell,
@@ -14,11 +14,11 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::time::{self, Sleep};
 
-/// The time within which a peer must take each piece of an answer.
+/// Timeout for a peer to read each piece of a response.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
 thread_local! {
-    /// The last thing that a body did during the current poll of its stream.
+    /// The last action of a body during the current poll of its stream.
     static DID: Cell<Option<Did>> = const { Cell::new(None) };
 }
 
@@ -28,17 +28,17 @@ enum Did {
     Wait,
 }
 
-/// Notes that a body gave something that its peer has to read.
+/// Records that a body yielded bytes that its peer must read.
 pub(super) fn gave() {
     DID.set(Some(Did::Give));
 }
 
-/// Notes that a body has nothing for its peer to read.
+/// Records that a body has nothing for its peer to read.
 pub(super) fn waits() {
     DID.set(Some(Did::Wait));
 }
 
-/// Runs the streams of a connection, and resets those whose peer reads nothing for 30 s.
+/// Runs the streams of a connection and resets each stream whose peer reads nothing for 30 s.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamExecutor;
 

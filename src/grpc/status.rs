@@ -1,8 +1,8 @@
-//! The only place a status code is chosen.
+//! The only module that chooses status codes.
 //!
-//! Every status carries `ErrorInfo` with a reason to program against; the message is for people.
-//! No text of a driver is in either, and of the request's values only what could be read: a code
-//! point, a network, a scope.
+//! Every status has an `ErrorInfo` with a machine-readable reason; the message is for people.
+//! Neither contains text of a database driver. Of the request's values they contain only parsed
+//! ones: a code point, a network, a scope.
 
 use std::{collections::HashMap, error::Error, time::Duration};
 
@@ -20,21 +20,22 @@ use crate::{
 /// `ErrorInfo.domain` of every error.
 const DOMAIN: &str = "gatekey";
 
-/// When a call that could not be served now may be tried again.
+/// Retry delay for a call that the server cannot handle now.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How many violations stand in the message, too; the details hold all.
+/// Maximum number of violations in the message. The details contain all of them.
 const TOLD_MAX: usize = 8;
 
-/// How many bytes of scopes the details tell: an error is sent in headers.
+/// Maximum size in bytes of the scopes and their descriptions in the details, because an error is
+/// sent in headers.
 const DETAILS_MAX: usize = 2048;
 
-/// What is wrong with a request, all of it. Never empty.
+/// All violations of a request. Never empty.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("the request has {} invalid fields", .0.len())]
 pub struct Invalid(pub Vec<Violation>);
 
-/// Why a caller is not known.
+/// The reason a caller is not authenticated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum Unknown {
     #[error(
@@ -64,7 +65,7 @@ fn with_details(
     Status::with_error_details(code, message, details)
 }
 
-/// A status whose `ErrorInfo` also has this value.
+/// Returns a status whose `ErrorInfo` metadata contains this name and value.
 fn telling(code: Code, reason: &str, (name, value): (&str, String), message: String) -> Status {
     let metadata = HashMap::from([(name.to_owned(), value)]);
     with_details(code, reason, metadata, message, ErrorDetails::new())
@@ -75,19 +76,19 @@ fn retry_later(code: Code, reason: &str, message: &str) -> Status {
     with_details(code, reason, HashMap::new(), message, details)
 }
 
-/// A message that is not of the type that the call takes.
+/// Returns the status of a call whose message does not decode as the method's request type.
 pub(super) fn unreadable() -> Status {
     let message = "the message cannot be read as what this call takes";
     status(Code::InvalidArgument, "UNREADABLE_MESSAGE", message)
 }
 
-/// A call that was not carried out to its end by a fault of this program.
+/// Returns the status of a call that did not finish because of a bug in gatekey.
 pub(super) fn failed() -> Status {
     let message = "the call failed; what it was to change may or may not have been changed";
     status(Code::Internal, "FAILED", message)
 }
 
-/// A stream that ends because the server stops.
+/// Returns the status of a stream that ends because the server is stopping.
 pub(super) fn stopping() -> Status {
     retry_later(
         Code::Unavailable,
@@ -96,7 +97,7 @@ pub(super) fn stopping() -> Status {
     )
 }
 
-/// A call that there is no room for now.
+/// Returns the status of a call rejected because too many calls are in progress.
 #[must_use]
 pub fn overloaded() -> Status {
     retry_later(
@@ -106,13 +107,13 @@ pub fn overloaded() -> Status {
     )
 }
 
-/// A call whose request was not complete in time.
+/// Returns the status of a call whose request was not complete in time.
 pub(super) fn incomplete() -> Status {
     let message = "the request was not complete within 10 seconds";
     status(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", message)
 }
 
-/// A call whose caller waits no more.
+/// Returns the status of a call whose caller left or whose deadline passed.
 pub(super) fn gone(gone: Gone) -> Status {
     let (code, reason) = match gone {
         Gone::Left => (Code::Cancelled, "CANCELLED"),
@@ -121,7 +122,7 @@ pub(super) fn gone(gone: Gone) -> Status {
     status(code, reason, &gone.to_string())
 }
 
-/// A call that there is no memory for now: for its request, or for its answer.
+/// Returns the status of a call whose request or response exceeds the memory budget.
 pub(super) fn memory_busy() -> Status {
     retry_later(
         Code::ResourceExhausted,
@@ -130,7 +131,7 @@ pub(super) fn memory_busy() -> Status {
     )
 }
 
-/// A call of a method that does not exist.
+/// Returns the status of a call to a method that does not exist.
 pub(super) fn unknown_method() -> Status {
     let message = "this method is not known here";
     status(Code::Unimplemented, "UNKNOWN_METHOD", message)
@@ -146,10 +147,10 @@ pub fn metadata_too_large() -> Status {
     )
 }
 
-/// A status that tonic chose, completed: `None` where it is complete already.
+/// Adds the missing details to a status that tonic chose. Returns `None` if it has details already.
 ///
-/// tonic answers for what never reaches a handler: an unknown method, a message that is too
-/// large, a time-out.
+/// tonic itself responds to calls that reach no handler: an unknown method, a message that is too
+/// large, a timeout.
 pub(super) fn completed(foreign: &Status) -> Option<Status> {
     if !foreign.details().is_empty() {
         return None;
@@ -160,7 +161,7 @@ pub(super) fn completed(foreign: &Status) -> Option<Status> {
     } else {
         foreign.code()
     };
-    // Words of our own: tonic's may repeat what the call sent.
+    // Replaces tonic's message, which may repeat data from the request.
     let (reason, message) = match code {
         Code::Ok => return None,
         Code::ResourceExhausted if too_large => {
@@ -260,7 +261,7 @@ impl From<Busy> for Status {
 
 impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
-        // Here it is handled, and so here it is logged, with the driver's own words.
+        // Logs the driver's message here because the status omits it.
         warn!(error = &error as &dyn Error, "the store failed");
         match error {
             StoreError::Unavailable(_) | StoreError::Interrupted(_) | StoreError::ReadOnly => {
@@ -324,8 +325,8 @@ impl From<Refused> for Status {
     }
 }
 
-/// Of the rules that forbid what was asked the first gives the reason; the details name all, and
-/// each scope that a catalog does not have.
+/// Returns the status of a request that violates these rules. The first rule gives the reason. The
+/// details name all rules, and each scope that is missing from the catalog.
 fn of_rules(rules: &[Rule], message: String) -> Status {
     let reason = rules.first().map_or("RULES", name);
     let mut violations = Vec::new();
@@ -357,7 +358,7 @@ fn of_rules(rules: &[Rule], message: String) -> Status {
     )
 }
 
-/// A rule's name in errors: that of the tenant's field.
+/// Returns a rule's name in errors, which is the name of the tenant's field.
 fn name(rule: &Rule) -> &'static str {
     match rule {
         Rule::TenantSuspended => "TENANT_SUSPENDED",
@@ -371,7 +372,7 @@ fn name(rule: &Rule) -> &'static str {
     }
 }
 
-/// A status about a call that led to another key, which its details name.
+/// Returns a status whose details name a related key, such as the successor of a rotated key.
 fn of_key(code: Code, reason: &str, key: KeyId, message: String) -> Status {
     let key = key.to_string();
     let mut details = ErrorDetails::new();

@@ -1,4 +1,4 @@
-//! TenantService.
+//! Handlers of `TenantService`.
 
 use tonic::{Request, Response, Status};
 
@@ -18,7 +18,7 @@ use crate::domain::{
     token::is_prefix,
 };
 
-/// The most user names a tenant may list.
+/// Maximum number of user names per tenant.
 const USERNAMES_MAX: usize = 64;
 
 #[tonic::async_trait]

@@ -1,13 +1,15 @@
-//! A server span for each call while traces are on, as OpenTelemetry's conventions for gRPC have
-//! it (<https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>); while they are off, one branch.
+//! A server span for each call while tracing is on, by OpenTelemetry's conventions for gRPC
+//! (<https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>). While tracing is off, the cost is one
+//! branch.
 //!
-//! The spans are made with OpenTelemetry itself and not with `tracing`, so that the sampler
-//! decides before anything is paid for: a call that is not sampled takes no memory for its trace, and
-//! has no span at all. What is to have one inside a call asks whether the call has ([`meter::child`]).
+//! The spans use OpenTelemetry directly instead of `tracing`, so that the sampler decides before
+//! any cost arises: a call that is not sampled has no span and allocates no memory for its trace. A
+//! span inside a call is created only if the call has one ([`meter::child`]).
 //!
 //! [`meter::child`]: crate::meter::child
 //!
-//! Of a call's metadata only `traceparent` and `tracestate` are read here: the rest holds secrets.
+//! This module reads only `traceparent` and `tracestate` of a call's metadata, because the rest may
+//! contain secrets.
 
 use std::{
     pin::Pin,
@@ -34,22 +36,22 @@ use tower::{Layer, Service};
 
 use super::method::{self, METHODS};
 
-/// Makes the spans of calls.
+/// Creates the spans of calls.
 #[derive(Clone, Debug)]
 pub struct Tracing {
     pub tracer: SdkTracer,
-    /// By which the tracer decides, so that it can be asked before there is a span.
+    /// The tracer's sampler, kept here so that it can decide before a span exists.
     pub sampler: Sampler,
 }
 
-/// Gives a service its spans.
+/// A middleware layer that adds a span to each call.
 #[derive(Clone, Debug)]
 pub struct TraceLayer {
     tracing: Option<Arc<Tracing>>,
 }
 
 impl TraceLayer {
-    /// Without `tracing` there are no spans.
+    /// Creates the layer. Without `tracing` it creates no spans.
     #[must_use]
     pub fn new(tracing: Option<Tracing>) -> Self {
         let tracing = tracing.map(Arc::new);
@@ -66,7 +68,7 @@ impl<S> Layer<S> for TraceLayer {
     }
 }
 
-/// A service whose calls have spans: what [`TraceLayer`] makes.
+/// A service whose calls have spans, created by [`TraceLayer`].
 #[derive(Clone, Debug)]
 pub struct Trace<S> {
     inner: S,
@@ -95,8 +97,8 @@ where
 }
 
 pin_project! {
-    /// The way to an answer, and then its body. Dropped before its end, as when the client goes
-    /// away, it ends the span without a status.
+    /// The future of a response, and then its body. If it is dropped early, such as when the client
+    /// disconnects, the span ends without a status.
     #[derive(Debug)]
     pub struct Traced<T> {
         #[pin]
@@ -115,7 +117,7 @@ where
         let this = self.project();
         let _inside = enter(this.span.as_ref());
         let response = ready!(this.inner.poll(cx))?;
-        // An answer without messages has its status here, any other in its trailers.
+        // A response without messages has its status in the headers, any other in the trailers.
         if response.headers().contains_key(tonic::Status::GRPC_STATUS) {
             close(this.span, Some(response.headers()));
         }
@@ -152,12 +154,12 @@ impl<B: Body> Body for Traced<B> {
     }
 }
 
-/// Makes the span of a call the parent of those that begin while the guard lives.
+/// Makes the span of a call the parent of spans that start while the guard is alive.
 fn enter(span: Option<&Context>) -> Option<ContextGuard> {
     span.map(|it| it.clone().attach())
 }
 
-/// Opens the span of a call; `None` for health and reflection, and where it is not sampled.
+/// Opens the span of a call. Returns `None` for health and reflection, and if it is not sampled.
 fn open(tracing: &Tracing, path: &str, headers: &HeaderMap) -> Option<Context> {
     let path = path.trim_start_matches('/');
     if path.starts_with("grpc.") {
@@ -165,7 +167,8 @@ fn open(tracing: &Tracing, path: &str, headers: &HeaderMap) -> Option<Context> {
     }
     let mut parent = Context::new();
     if let Some(traceparent) = Traceparent::of(headers) {
-        // As the tracer will, but from the header alone: the parent's context takes memory.
+        // Decides as the tracer does, but only from the header, because the parent's context
+        // allocates memory.
         if !traceparent.is_sampled(&tracing.sampler) {
             return None;
         }
@@ -186,7 +189,7 @@ fn open(tracing: &Tracing, path: &str, headers: &HeaderMap) -> Option<Context> {
     Some(parent.with_span(span))
 }
 
-/// Ends the span of a call with the status that its last headers hold, if any.
+/// Ends the span of a call with the status in its last headers, if any.
 fn close(span: &mut Option<Context>, last: Option<&HeaderMap>) {
     let Some(context) = span.take() else { return };
     let span = context.span();
@@ -203,7 +206,7 @@ fn close(span: &mut Option<Context>, last: Option<&HeaderMap>) {
     span.end();
 }
 
-/// Whether a server counts the status as a failure of its own, after the same conventions.
+/// Returns true if the status is a server error by the same conventions.
 fn is_failure(code: Code) -> bool {
     matches!(
         code,
@@ -216,8 +219,8 @@ fn is_failure(code: Code) -> bool {
     )
 }
 
-/// The trace that a call belongs to: 32 lower-case hex digits out of its `traceparent`, whether
-/// or not traces are on. `None` when there is none or it is malformed.
+/// Returns the trace ID of a call: 32 lowercase hex digits from its `traceparent`, even if tracing
+/// is off. Returns `None` if the header is missing or malformed.
 #[must_use]
 pub fn trace_id(headers: &HeaderMap) -> Option<String> {
     Traceparent::of(headers).map(|it| it.trace.to_owned())
@@ -243,7 +246,7 @@ impl<'a> Traceparent<'a> {
         };
         let (version, trace, parent, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
         let zero = |id: &str| id.bytes().all(|it| it == b'0');
-        // Version 00 ends here; a later one may add parts. ff is none.
+        // Version 00 ends here; later versions may add parts. Version ff is invalid.
         let ends = version != "00" || parts.next().is_none();
         let well_formed = ends && version != "ff" && !zero(trace) && !zero(parent);
         let flags = u8::from_str_radix(flags, 16).ok()?;
@@ -251,19 +254,19 @@ impl<'a> Traceparent<'a> {
         well_formed.then_some(Self { trace, sampled })
     }
 
-    /// Whether the call is sampled.
+    /// Returns true if the call is sampled.
     fn is_sampled(&self, sampler: &Sampler) -> bool {
         if let Sampler::ParentBased(_) = sampler {
             return self.sampled;
         }
         let trace = TraceId::from_hex(self.trace).unwrap_or(TraceId::INVALID);
-        // Of the others none asks for more than the trace's id.
+        // The other samplers use only the trace ID.
         let sampling = sampler.should_sample(None, trace, "", &SpanKind::Server, &[], &[]);
         sampling.decision != SamplingDecision::Drop
     }
 }
 
-/// The two headers that carry a trace from process to process.
+/// The two headers that propagate a trace between processes.
 struct Carrier<'a>(&'a HeaderMap);
 
 impl Extractor for Carrier<'_> {
@@ -331,7 +334,8 @@ mod tests {
         }
     }
 
-    /// Whether a call in a trace of these flags, or in none, has a span, and how often memory is taken to see that.
+    /// Returns whether a call in a trace with these flags, or in none, has a span, and the number
+    /// of allocations for this decision.
     fn opened(sampler: &Sampler, flags: Option<&str>) -> (bool, u64) {
         let provider = SdkTracerProvider::builder().with_sampler(sampler.clone());
         let tracing = Tracing {
@@ -341,7 +345,7 @@ mod tests {
         let parent = flags.map(|flags| format!("00-{TRACE}-00f067aa0ba902b7-{flags}"));
         let headers = headers(&parent.as_deref().into_iter().collect::<Vec<_>>());
         let open = || open(&tracing, "/gatekey.v1.KeyService/Validate", &headers).is_some();
-        // A thread's first random number takes memory, once.
+        // The first random number of a thread allocates memory once.
         let opened = open();
         let measured = allocation_counter::measure(|| {
             open();

@@ -1,9 +1,10 @@
-//! The wire of a Validate: what nearly every client sends is read here, and the rest by tonic.
+//! A fast path for decoding and encoding Validate; tonic handles unusual requests.
 //!
-//! tonic reads any request through a boxed body and a buffer of 8 KiB, and writes any answer by
-//! another. A Validate is one short message in one frame, so that it can be read where it lies and
-//! answered by as many bytes as it takes. What comes otherwise (in parts, compressed, too large, not
-//! a message at all) goes to tonic as it came, whose word on it stands.
+//! tonic reads each request through a boxed body and a buffer of 8 KiB, and writes each response
+//! through another. A Validate request is usually one short message in one frame. This module
+//! decodes it in place and writes the response to one small buffer. Any other request (split,
+//! compressed, too large, or not a message) is passed unchanged to tonic, which accepts or rejects
+//! it.
 
 use std::{
     collections::VecDeque,
@@ -30,25 +31,25 @@ use super::{
     proto::ValidateRequest, stall,
 };
 
-/// The length of what comes before a message: whether it is compressed, and its length.
+/// Length in bytes of a message's prefix: the compression flag and the message length.
 pub(super) const HEAD: usize = 5;
-/// The most answers of a connection that may wait to be sent without a limit on how long: their
-/// trailers wait with them, which saves a write.
+/// Maximum number of responses per connection that may wait to be sent without a stall timeout.
+/// Their trailers are queued with the message, which saves a write.
 const UNREAD_MAX: usize = 64;
-/// The length of the longest answer that may.
+/// Maximum size in bytes of a response that may wait without a stall timeout.
 const ANSWER_SMALL: usize = 4 * 1024;
-/// More than a usual answer takes.
+/// Initial capacity of a response buffer in bytes, more than a usual response needs.
 const ANSWER_USUAL: usize = 320;
 
-/// A body, as far as it has arrived.
+/// The part of a body that has arrived.
 pub(super) enum Arrived<B: HttpBody> {
-    /// One whole message in one frame, and nothing else.
+    /// Exactly one whole message in one frame.
     Message(ValidateRequest),
-    /// Anything else, of which nothing is lost.
+    /// Any other body, without loss of data.
     Other(Again<B>),
 }
 
-/// Looks at what has arrived of the body of a request with these headers. It waits for nothing.
+/// Decodes the part of a request's body that has already arrived, without waiting.
 pub(super) async fn arrived<B>(headers: &HeaderMap, mut body: B) -> Arrived<B>
 where
     B: HttpBody<Data = Bytes> + Unpin,
@@ -66,18 +67,18 @@ where
     Arrived::Other(Again::new(read, body))
 }
 
-/// Waits for the first frame of a body, of which nothing is lost.
+/// Waits for the first frame of a body, and returns the whole body.
 pub(super) async fn begun<B: HttpBody + Unpin>(mut body: B) -> Again<B> {
     let first = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
     Again::new(first.into_iter().collect(), body)
 }
 
-/// The next frame, if it is there.
+/// Returns the next frame if it has arrived.
 async fn now<B: HttpBody + Unpin>(body: &mut B) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
     std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await
 }
 
-/// Whether it is known that nothing follows; what does is kept.
+/// Returns true if the body is known to end here. Appends a frame that follows to `read`.
 async fn ends<B: HttpBody + Unpin>(
     body: &mut B,
     read: &mut VecDeque<Result<Frame<B::Data>, B::Error>>,
@@ -89,18 +90,18 @@ async fn ends<B: HttpBody + Unpin>(
     read.is_empty()
 }
 
-/// The message, if the frame is a whole one that is not compressed and can be read.
+/// Decodes a frame that is one whole, uncompressed message.
 fn message(frame: &Frame<Bytes>) -> Option<ValidateRequest> {
     let data = frame.data_ref()?;
     let (head, message) = data.split_at_checked(HEAD)?;
     let length = u32::from_be_bytes(head[1..].try_into().ok()?) as usize;
     let whole = head[0] == 0 && length == message.len() && length <= MESSAGE_MAX;
-    // What cannot be read is refused by the codec, in words that tell nothing of it.
+    // The codec rejects a malformed message, with an error that does not repeat its content.
     whole.then(|| ValidateRequest::decode(message).ok())?
 }
 
 pin_project! {
-    /// A body of which a part was read already.
+    /// A body that first yields the frames that were already read.
     pub(super) struct Again<B: HttpBody> {
         read: VecDeque<Result<Frame<B::Data>, B::Error>>,
         #[pin]
@@ -134,7 +135,7 @@ impl<B: HttpBody> HttpBody for Again<B> {
     }
 }
 
-/// Writes the answer to a Validate that came over this connection.
+/// Encodes the response to a Validate request on this connection.
 pub(super) fn write(
     answer: Result<Answer, Status>,
     connection: Arc<Connection>,
@@ -146,7 +147,7 @@ pub(super) fn write(
     let mut data = Vec::with_capacity(ANSWER_USUAL);
     data.put_bytes(0, HEAD);
     answer.write(&mut data);
-    // An answer is made of one key, which is made of one message of at most 64 KiB.
+    // A response contains one key, which was created by one message of at most 64 KiB.
     let length = u32::try_from(data.len() - HEAD).unwrap_or(u32::MAX);
     data[1..HEAD].copy_from_slice(&length.to_be_bytes());
     let unread = connection.unread.fetch_add(1, Ordering::Relaxed);
@@ -165,7 +166,7 @@ pub(super) fn write(
     response
 }
 
-/// An answer that is not sent yet.
+/// A response that is not sent yet.
 struct Unread {
     data: Vec<u8>,
     connection: Arc<Connection>,
@@ -184,12 +185,12 @@ impl Drop for Unread {
 }
 
 pin_project! {
-    /// The body of any answer.
+    /// The body of any response.
     #[project = ReplyProjection]
     pub enum Reply {
-        /// One message, and then that all is well.
+        /// One message, followed by the OK status.
         Message { data: Option<Bytes>, ended: bool },
-        /// Whatever tonic makes.
+        /// A body that tonic created.
         Tonic { #[pin] body: Body },
     }
 }
@@ -266,7 +267,7 @@ mod tests {
         frame.freeze()
     }
 
-    /// Reads these frames: the message, or all the frames again.
+    /// Returns the message in these frames, or all frames unchanged.
     async fn came(frames: &[Frame<Bytes>]) -> Result<ValidateRequest, Vec<Bytes>> {
         let copied = frames.iter().map(|frame| match frame.data_ref() {
             Some(data) => Frame::data(data.clone()),

@@ -1,4 +1,4 @@
-//! Validate: the call that others make on every request they get.
+//! The Validate method, which clients call for each request that they receive.
 
 use tonic::Status;
 
@@ -22,10 +22,11 @@ use crate::{
 };
 
 impl Doors {
-    /// Answers a Validate by `asker`.
+    /// Handles a Validate request from `asker`.
     ///
     /// # Errors
-    /// When the caller may not ask, the question cannot be read, or nothing could be decided.
+    /// If the caller is not permitted to validate, the request is invalid, or no decision was
+    /// possible.
     pub(super) async fn answer_validate(
         &self,
         asker: &Asker,
@@ -69,8 +70,8 @@ impl Doors {
     }
 }
 
-/// A caller with other rights in a tenant is told that it may not validate there. One without
-/// any gets NOT_FOUND for every key of it, as if there were no such tenant.
+/// Rejects a caller that has other permissions in the tenant but may not validate there. A caller
+/// without any gets NOT_FOUND for every key of the tenant, as if the tenant did not exist.
 fn refuse_forbidden(asker: &Asker, tenant: Option<&str>) -> Result<(), Refused> {
     match tenant.map(|tenant| asker.right(tenant)) {
         Some(Right::Forbidden) => Err(Refused::Forbidden(Action::KeysValidate)),

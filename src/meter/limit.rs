@@ -1,4 +1,4 @@
-//! Log lines at a bounded rate, for events that a stranger can cause at any rate.
+//! A rate limit for log lines, for events that any client can cause at any rate.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -7,12 +7,11 @@ use std::{
 
 use tokio::time::{self, Instant};
 
-/// The most lines in one window.
+/// The maximum number of lines in one window.
 const LINES_MAX: u64 = 10;
-/// The length of a window.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Limits the lines about one kind of event, and reports the number of those left out.
+/// Limits the log lines about one kind of event and reports the number of suppressed lines.
 pub struct LogLimit {
     window: Mutex<Window>,
     report: fn(u64),
@@ -25,7 +24,8 @@ struct Window {
 }
 
 impl LogLimit {
-    /// Makes a limit that calls `report` at the end of each window in which lines were left out.
+    /// Creates a limit that calls `report` at the end of each window in which lines were
+    /// suppressed.
     #[must_use]
     pub fn new(report: fn(u64)) -> Arc<Self> {
         Arc::new(Self {
@@ -34,10 +34,10 @@ impl LogLimit {
         })
     }
 
-    /// Returns whether to write a line about this event.
+    /// Returns whether to write a log line about this event.
     ///
     /// # Panics
-    /// Outside a runtime.
+    /// Panics outside a Tokio runtime.
     pub fn admit(self: &Arc<Self>) -> bool {
         let now = Instant::now();
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,7 +54,7 @@ impl LogLimit {
             tokio::spawn(async move {
                 time::sleep_until(ends).await;
                 let mut window = this.window.lock().unwrap_or_else(PoisonError::into_inner);
-                // Another window may have begun, which closed this one.
+                // A newer window may have started and closed this one.
                 if window.ends == Some(ends) {
                     this.close(&mut window);
                 }
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(admitted(7), 7);
         time::sleep(WINDOW / 2).await;
         assert_eq!(admitted(15), 3);
-        // Also without another event.
+        // The report does not depend on a further event.
         time::sleep(WINDOW).await;
         assert_eq!(REPORTED.load(Ordering::Relaxed), 12);
         assert_eq!(admitted(11), 10);

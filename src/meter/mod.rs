@@ -1,8 +1,8 @@
-//! The cellar: what the house counts with, and how that is told to Prometheus.
+//! Metrics instruments and their encoding for Prometheus, log limits, and child spans.
 //!
-//! An instrument is declared where something is counted. To count is a relaxed increment in an
-//! array that was made before: no label is looked up, no memory taken, no lock. Labels are given
-//! when somebody reads ([`Tell`]), and come from closed lists: what a caller sends is in none.
+//! Each instrument is declared next to the code that it measures. Recording is a relaxed increment
+//! in a preallocated array: no label lookup, no allocation, no lock. Labels are attached at
+//! collection time ([`Tell`]) and come from closed sets, which contain no input from callers.
 
 mod limit;
 mod page;
@@ -16,11 +16,11 @@ pub use tally::{Durations, Tally, thread_number};
 
 use std::fmt;
 
-/// What has instruments.
+/// A source of metrics.
 pub trait Tell: Send + Sync + 'static {
-    /// Tells what they show now.
+    /// Writes the current values to `page`.
     ///
     /// # Errors
-    /// When the page cannot be written, which is in memory.
+    /// Returns an error if writing to the page, which is in memory, fails.
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result;
 }

@@ -1,7 +1,7 @@
-//! The page that Prometheus reads, in either of its text formats, written by Prometheus' own library.
+//! Encodes metrics in either of the Prometheus text formats, by the `prometheus_client` library.
 //!
-//! The library writes OpenMetrics. The classic format differs from it in two things that matter
-//! here: a counter is called by the name of its samples, with `_total`, and no `# EOF` is written.
+//! The library writes OpenMetrics. The classic format differs in two relevant points: a counter has
+//! the name of its samples, which ends with `_total`, and there is no `# EOF` line.
 
 use std::{fmt, sync::Arc};
 
@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The value of `Content-Type`.
+    /// Returns the value of the `Content-Type` header.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -35,7 +35,7 @@ impl Format {
     }
 }
 
-/// The page, to be told to.
+/// An encoder for one metrics page.
 pub struct Page<'a> {
     encoder: DescriptorEncoder<'a>,
     format: Format,
@@ -44,10 +44,10 @@ pub struct Page<'a> {
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 impl Page<'_> {
-    /// Tells a count, whose name ends with `_total`.
+    /// Writes a counter, whose name ends with `_total`.
     ///
     /// # Errors
-    /// See [`Tell::tell`], for all of these.
+    /// See [`Tell::tell`], for this method and the following ones.
     #[expect(clippy::needless_pass_by_value, reason = "it is a number")]
     pub fn counter(
         &mut self,
@@ -60,7 +60,7 @@ impl Page<'_> {
         encode_count(&mut metric, format, &count)
     }
 
-    /// Tells counts that differ by labels.
+    /// Writes a family of counters that differ by labels.
     #[expect(clippy::missing_errors_doc, reason = "as above")]
     pub fn counters<'l, const N: usize>(
         &mut self,
@@ -76,7 +76,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Tells a value that goes up and down.
+    /// Writes a gauge.
     #[expect(clippy::missing_errors_doc, reason = "as above")]
     #[expect(clippy::needless_pass_by_value, reason = "it is a number")]
     pub fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
@@ -84,7 +84,7 @@ impl Page<'_> {
         metric.encode_gauge(&value)
     }
 
-    /// Tells such values that differ by labels.
+    /// Writes a family of gauges that differ by labels.
     #[expect(clippy::missing_errors_doc, reason = "as above")]
     pub fn gauges<'l, const N: usize>(
         &mut self,
@@ -99,14 +99,14 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Tells how long something took.
+    /// Writes a histogram of durations.
     #[expect(clippy::missing_errors_doc, reason = "as above")]
     pub fn duration(&mut self, name: &str, help: &str, durations: &Durations) -> fmt::Result {
         let mut metric = self.begin(name, help, MetricType::Histogram)?;
         encode(&mut metric, durations)
     }
 
-    /// Tells how long things took that differ by labels.
+    /// Writes a family of histograms of durations that differ by labels.
     #[expect(clippy::missing_errors_doc, reason = "as above")]
     pub fn durations<'l, 'd, const N: usize>(
         &mut self,
@@ -139,7 +139,7 @@ impl Page<'_> {
         help: &str,
         kind: MetricType,
     ) -> Result<Metric<'s>, fmt::Error> {
-        // The library ends each help by a full stop of its own.
+        // The library appends a full stop to each help text.
         self.encoder.encode_descriptor(name, help, None, kind)
     }
 }
@@ -152,7 +152,7 @@ fn encode_count(
     count: &(impl EncodeCounterValue + EncodeGaugeValue),
 ) -> fmt::Result {
     match format {
-        // The library adds `_total` to a counter's name and nothing to a gauge's.
+        // The library adds `_total` to the name of a counter, but nothing to that of a gauge.
         Format::Classic => metric.encode_gauge(count),
         Format::OpenMetrics => metric.encode_counter::<[(&str, &str); 0], _, u64>(count, None),
     }
@@ -160,19 +160,19 @@ fn encode_count(
 
 fn encode(metric: &mut Metric<'_>, durations: &Durations) -> fmt::Result {
     let (sum, buckets) = durations.read();
-    // Counted once, so that it agrees with the last bucket whatever is counted meanwhile.
+    // The sum of the buckets is the total, so that it matches them despite concurrent increments.
     let count = buckets.iter().map(|(_, count)| count).sum();
     metric.encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, None)
 }
 
-/// All that has instruments, ready to be told.
+/// A registry of all metrics sources.
 pub struct Told {
     classic: Registry,
     openmetrics: Registry,
 }
 
 impl Told {
-    /// What these have, in this order.
+    /// Registers the sources, which are encoded in this order.
     #[must_use]
     pub fn new(parts: &[Arc<dyn Tell>]) -> Self {
         let registry = |format| {
@@ -186,7 +186,7 @@ impl Told {
         }
     }
 
-    /// What they show now.
+    /// Returns the current values as text.
     ///
     /// # Errors
     /// See [`Tell::tell`].

@@ -1,17 +1,18 @@
-//! Spans inside a call: children of the call's own span, where that is sampled.
+//! Child spans of a request's span, if that span is sampled.
 //!
-//! The parent has decided, so that what is not sampled pays for one look at the current context.
+//! The parent carries the sampling decision, so an unsampled request costs one lookup of the
+//! current context.
 
 use opentelemetry::{
     Context, global,
     trace::{FutureExt as _, SpanKind, Status, TraceContextExt as _, Tracer as _},
 };
 
-/// Carries out a work in a span of its own if the current one is sampled. The error's kind is not
-/// told, for its text may hold what a trace must not.
+/// Runs `work` in a child span if the current span is sampled. A failure sets the span's status
+/// without a description, because the error's text may contain data that must not be in a trace.
 ///
 /// # Errors
-/// Those of the work.
+/// Returns the error of `work`.
 pub async fn child<T, E>(
     name: &'static str,
     kind: SpanKind,

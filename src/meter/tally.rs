@@ -1,14 +1,16 @@
-//! Counts that many threads make at once.
+//! Sharded counters, which many threads increment concurrently.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
-/// More than there are threads that count much, as a rule: two on one row wait for each other.
+/// The number of rows. It usually exceeds the number of threads that count often, because threads
+/// that share a row contend for it.
 const ROWS: usize = 32;
 
-/// The number of the current thread, from 0 in the order of asking.
+/// Returns the number of the current thread. Threads are numbered from 0 in the order of their
+/// first call.
 #[must_use]
 pub fn thread_number() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -18,11 +20,11 @@ pub fn thread_number() -> usize {
     OWN.with(|own| *own)
 }
 
-/// A thread's counts, on cache lines of their own.
+/// The counts of a thread, on separate cache lines.
 #[repr(align(128))]
 struct Row<const N: usize>([AtomicU64; N]);
 
-/// `N` counts.
+/// A set of `N` counters, sharded by thread.
 pub struct Tally<const N: usize> {
     rows: Box<[Row<N>]>,
 }
@@ -41,15 +43,15 @@ impl<const N: usize> Tally<N> {
         }
     }
 
-    /// Adds to one of the counts.
+    /// Adds `count` to one of the counters.
     ///
     /// # Panics
-    /// When there is no such one.
+    /// Panics if `which` is not less than `N`.
     pub fn add(&self, which: usize, count: u64) {
         self.own()[which].fetch_add(count, Ordering::Relaxed);
     }
 
-    /// All the counts.
+    /// Returns the sum of each counter over all threads.
     #[must_use]
     pub fn read(&self) -> [u64; N] {
         let sum = |which: usize| {
@@ -64,33 +66,34 @@ impl<const N: usize> Tally<N> {
     }
 }
 
-/// The buckets' upper bounds, in microseconds: from a Validate that is answered from memory to a
-/// revocation that waits for a lost replica.
+/// The upper bounds of the buckets, in microseconds. They range from a Validate that the cache
+/// serves to a revocation that waits for a lost replica.
 const BOUNDS: [u32; 20] = [
     5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
     500_000, 1_000_000, 2_500_000, 10_000_000, 30_000_000,
 ];
-/// What is longer than all of them, and the sum of all, in nanoseconds.
+/// The index of the bucket above all bounds.
 const LONGER: usize = BOUNDS.len();
+/// The index of the sum of all durations, in nanoseconds.
 const SUM: usize = LONGER + 1;
 
-/// How long something took, as a histogram.
+/// A histogram of durations.
 pub struct Durations(Tally<{ SUM + 1 }>);
 
 impl Durations {
-    /// Of what every serving thread does all the time.
+    /// Creates a histogram for an operation that every serving thread performs continuously.
     #[must_use]
     pub fn hot() -> Self {
         Self(Tally::default())
     }
 
-    /// Of what is done less often: it takes less memory.
+    /// Creates a histogram for a less frequent operation, which uses less memory.
     #[must_use]
     pub fn cold() -> Self {
         Self(Tally::with_rows(1))
     }
 
-    /// Notes that it took this long, once more.
+    /// Records one duration.
     pub fn note(&self, took: Duration) {
         let micros = took.as_nanos().div_ceil(1000);
         let bucket = BOUNDS.partition_point(|bound| u128::from(*bound) < micros);
@@ -100,7 +103,7 @@ impl Durations {
         row[SUM].fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// The sum in seconds, and each bucket's upper bound in seconds and its count.
+    /// Returns the sum in seconds, and each bucket's upper bound in seconds and its count.
     pub(super) fn read(&self) -> (f64, [(f64, u64); LONGER + 1]) {
         let counts = self.0.read();
         let bound = |bucket: usize| BOUNDS.get(bucket).map(|micros| f64::from(*micros) / 1e6);

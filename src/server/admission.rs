@@ -1,11 +1,11 @@
-//! Admission of connections on one port: how many may be open, in all and from one network, and
-//! which of them makes room for a new one.
+//! Connection admission for one port: limits on open connections, in total and per network, and
+//! eviction of idle connections in favour of new ones.
 //!
-//! A full port does not refuse newcomers while it has idle connections: one of them is closed
-//! instead: first one that has not completed its preface for a while, then one of the network that has
-//! the most. Of one network, it is the one that was used least, and the oldest of those; one that has
-//! just come or just been used is spared as long as there is another. So a flood from a few networks
-//! evicts itself. A connection with an open stream is never closed here.
+//! A port at a limit evicts an idle connection instead of refusing the new one, in this order:
+//! connections that have not completed their preface for a while, then connections of the network
+//! with the most connections. Within a network, the least used connection is evicted first, and of
+//! those the oldest; fresh connections are evicted last. A flood from a few networks therefore
+//! evicts its own connections. A connection with an open stream is never closed here.
 
 use std::{
     cmp::Reverse,
@@ -23,59 +23,59 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// A search for idle connections that found none is not repeated for this long: it visits every
+/// Delay before a search that found no idle connection is repeated, because a search visits every
 /// connection.
 const SEARCH_AGAIN: Duration = Duration::from_millis(100);
-/// One search returns at most one connection in this many, and at least [`FOUND_MIN`].
+/// A search returns at most one connection in this many, or [`FOUND_MIN`] if that is more.
 const FOUND_SHARE: usize = 64;
 const FOUND_MIN: usize = 16;
-/// A connection that came, or was used, more recently than this is evicted after others.
+/// Connections that were opened or used more recently than this are evicted after the others.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long no handler may run, and no response make progress, before the port counts as quiet.
+/// Time without a running handler or response progress after which the port counts as quiet.
 const QUIET: Duration = Duration::from_millis(700);
 const QUIET_CHECK: Duration = Duration::from_millis(50);
-/// How long a new connection waits at most for evicted ones to go, and how often it looks.
+/// Bounds the wait of a new connection for evicted ones to close: number and interval of checks.
 const SETTLE_CHECKS: u32 = 50;
 const SETTLE_CHECK: Duration = Duration::from_millis(2);
 
-/// The bounds of one port.
+/// The connection limits of one port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bounds {
-    /// Open connections.
+    /// Maximum number of open connections.
     pub max: usize,
-    /// Open connections from one network.
+    /// Maximum number of open connections from one network.
     pub per_network: usize,
-    /// Connections that may be closing gracefully, beside those, to make room.
+    /// Number of evicted connections that may close gracefully, in addition to `max`.
     pub closing: usize,
 }
 
-/// Why a connection was refused.
+/// The reason why a connection was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
-    /// The port is full of connections with open streams.
+    /// The port is full, and all its connections have open streams.
     Full,
-    /// The network has its share of connections, all with open streams.
+    /// The network has reached its limit, and all its connections have open streams.
     Network,
     /// The kernel returned an error, for example because no file descriptor was left.
     NotAccepted,
 }
 
-/// Why a connection was closed.
+/// The reason why a connection was closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Closed {
-    /// The client closed it, or it broke.
+    /// The client closed it, or the connection broke.
     Client,
-    /// It did not complete its TLS handshake and HTTP/2 preface in time.
+    /// The client did not complete the TLS handshake and the HTTP/2 preface in time.
     Preface,
-    /// Its client does not speak the protocol of the port.
+    /// The client does not speak the protocol of the port.
     Protocol,
     /// It had no open stream for too long.
     Idle,
     /// It reached the maximum age.
     Age,
-    /// It was idle, and made room for a new connection.
+    /// It was idle and was evicted in favour of a new connection.
     Evicted,
-    /// The server stops.
+    /// The server is stopping.
     Stop,
 }
 
@@ -99,8 +99,8 @@ impl Closed {
     ];
 }
 
-/// The part of an address that one user of the network is assumed to control: an IPv4 address, or
-/// an IPv6 /64. An IPv4-mapped IPv6 address is its IPv4 address.
+/// The part of an address that one network user is assumed to control: an IPv4 address, or an IPv6
+/// /64. An IPv4-mapped IPv6 address counts as its IPv4 address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Network {
     V4(u32),
@@ -136,10 +136,10 @@ impl Admission {
         })
     }
 
-    /// Admits a connection from this address, and closes an idle one where that is needed.
+    /// Admits a connection from this address. Evicts an idle connection if a limit is reached.
     ///
     /// # Errors
-    /// When there is no room, and no idle connection to close.
+    /// Fails if a limit is reached and no idle connection can be evicted.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, Refused> {
         let network = Network::of(address);
         let mut table = self.table();
@@ -170,12 +170,12 @@ impl Admission {
         self.bounds
     }
 
-    /// Counts a connection that was refused.
+    /// Counts a refused connection.
     pub fn refuse(&self, why: Refused) {
         self.refused[why as usize].fetch_add(1, Relaxed);
     }
 
-    /// Returns the number of open connections, those that are closing included.
+    /// Returns the number of open connections, including evicted ones that are still open.
     pub fn open(&self) -> usize {
         let table = self.table();
         table.open + table.closing.len()
@@ -185,20 +185,20 @@ impl Admission {
         self.accepted.load(Relaxed)
     }
 
-    /// Returns the refused connections by reason.
+    /// Returns the number of refused connections by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = Refused::ALL.iter().zip(&self.refused);
         counts.map(|((_, name), count)| (*name, count.load(Relaxed)))
     }
 
-    /// Returns the closed connections by reason.
+    /// Returns the number of closed connections by reason.
     pub fn closes(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = Closed::ALL.iter().zip(&self.closed);
         counts.map(|((_, name), count)| (*name, count.load(Relaxed)))
     }
 
-    /// Waits for a moment while too many evicted connections are still open, so that a burst of new
-    /// ones is not refused before their threads have had a turn.
+    /// Waits briefly while too many evicted connections are still open, so that a burst of new
+    /// connections is not refused before the threads of the evicted ones have run.
     pub async fn settle(&self) {
         for _ in 0..SETTLE_CHECKS {
             if self.table().closing.len() < 2 * self.bounds.closing {
@@ -208,8 +208,8 @@ impl Admission {
         }
     }
 
-    /// Waits until no handler has run, and no response has made progress, for a while: what is
-    /// open then waits for its client only.
+    /// Waits until no handler has run and no response has made progress for a while. The remaining
+    /// open streams then only wait for their clients.
     pub async fn quiet(&self) {
         let (mut seen, mut since) = (None, Instant::now());
         while since.elapsed() < QUIET {
@@ -222,23 +222,23 @@ impl Admission {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A panic cannot leave it half changed: nothing that is called under the lock panics.
+        // Poisoning is ignored because nothing that is called under the lock panics.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The open connections by network.
+/// The open connections, grouped by network.
 #[derive(Default)]
 struct Table {
     /// The id of the newest connection.
     next: u64,
-    /// Open connections, without those that are closing to make room.
+    /// Number of open connections, excluding evicted ones.
     open: usize,
     networks: HashMap<Network, Group>,
     idle: Idle,
-    /// Connections that were evicted and are still open, in the order of their eviction.
+    /// Evicted connections that are still open, in eviction order.
     closing: VecDeque<Arc<State>>,
-    /// Responses' frames on connections that are gone.
+    /// Number of response frames on connections that have ended.
     progress: u64,
 }
 
@@ -250,7 +250,7 @@ struct Group {
 }
 
 impl Table {
-    /// Makes room for a connection of this network, if there is none.
+    /// Evicts an idle connection if a new connection of this network would exceed a limit.
     fn make_room(&mut self, network: Network, bounds: Bounds) -> Result<(), Refused> {
         let group = self.networks.get_mut(&network);
         let (idle, refused) = match group {
@@ -269,7 +269,7 @@ impl Table {
             }
             _ => return Ok(()),
         };
-        // Those that were evicted before have not gone yet, although the oldest were cut.
+        // Connections evicted earlier are still open, although the oldest were cut.
         if self.closing.len() >= 2 * bounds.closing {
             return Err(refused);
         }
@@ -279,7 +279,7 @@ impl Table {
         idle.evict.notify_one();
         self.closing.push_back(idle);
         if self.closing.len() > bounds.closing {
-            // Asked a second time, a connection is cut.
+            // The second notification cuts the connection.
             self.closing[0].evict.notify_one();
             self.closing.rotate_left(1);
         }
@@ -304,7 +304,7 @@ impl Table {
         }
     }
 
-    /// Returns how many handlers run, and a number that grows with each frame of a response.
+    /// Returns the number of running handlers, and a counter that grows with each response frame.
     fn activity(&self) -> (usize, u64) {
         let groups = self.networks.values();
         let open = groups.flat_map(|group| group.connections.values());
@@ -318,7 +318,7 @@ impl Table {
     }
 }
 
-/// Idle connections in the order of their eviction, as the last search found them.
+/// Idle connections in eviction order, as found by the last search.
 #[derive(Default)]
 struct Idle {
     found: VecDeque<Arc<State>>,
@@ -326,7 +326,8 @@ struct Idle {
 }
 
 impl Idle {
-    /// Returns the idle connection to evict first. `all` has each with the size of its network.
+    /// Returns the idle connection to evict first. `all` yields each connection with the size of
+    /// its network.
     fn first<'a>(
         &mut self,
         all: impl Iterator<Item = (usize, &'a Arc<State>)>,
@@ -357,25 +358,26 @@ impl Idle {
     }
 }
 
-/// The state of one connection, which its own thread writes and others read.
+/// The shared state of one connection. Its own thread writes it, except `evicted`; others read it.
 struct State {
     id: u64,
     network: Network,
     opened: Instant,
-    /// Whether the client has completed the preface.
+    /// True once the client has completed the preface.
     greeted: AtomicBool,
-    /// Whether it makes room for another one.
+    /// True once it has been evicted in favour of another connection.
     evicted: AtomicBool,
-    /// Whether it is over.
+    /// True once the connection has ended.
     over: AtomicBool,
     evict: Notify,
-    /// Open streams.
+    /// Number of open streams.
     streams: AtomicUsize,
-    /// Those whose handler still runs.
+    /// Number of streams whose handler is still running.
     handlers: AtomicUsize,
-    /// Frames of responses so far.
+    /// Number of response frames so far.
     progress: AtomicU64,
-    /// When the last stream ended or the preface was completed, in milliseconds after `opened`.
+    /// Time at which the last stream ended or the preface was completed, in milliseconds after
+    /// `opened`.
     idle_since: AtomicU64,
 }
 
@@ -396,7 +398,8 @@ impl State {
         }
     }
 
-    /// Returns since when the connection has been idle; `None` if it is not, or may not be evicted.
+    /// Returns the time since which the connection has been idle; `None` if it is not idle or must
+    /// not be evicted.
     fn idle_since(&self) -> Option<Instant> {
         let taken = self.over.load(Relaxed) || self.evicted.load(Relaxed);
         if taken || self.streams.load(Relaxed) > 0 {
@@ -405,7 +408,7 @@ impl State {
         Some(self.opened + Duration::from_millis(self.idle_since.load(Relaxed)))
     }
 
-    /// Returns how much an idle connection has been used: not at all, for a preface, or for a response.
+    /// Returns the use of an idle connection so far: 0 for none, 1 for a preface, 2 for a response.
     fn value(&self) -> u8 {
         u8::from(self.greeted.load(Relaxed)) + u8::from(self.progress.load(Relaxed) > 0)
     }
@@ -417,7 +420,7 @@ impl State {
     }
 }
 
-/// A place among the open connections, until it is dropped.
+/// A slot among the open connections, released when dropped.
 pub struct Admitted {
     admission: Arc<Admission>,
     state: Arc<State>,
@@ -425,19 +428,19 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// Notes that the client has completed its preface.
+    /// Records that the client has completed its preface.
     pub fn greeted(&self) {
         self.state.note_idle();
         self.state.greeted.store(true, Relaxed);
     }
 
-    /// Notes why the connection is closed; without it, the client closed it.
+    /// Sets the reason why the connection is closed. The default is that the client closed it.
     pub fn closed(&mut self, why: Closed) {
         self.closed = why;
     }
 
-    /// Waits until this connection is to make room for another one: to end gracefully the first
-    /// time, and at once the second time.
+    /// Waits until this connection is evicted. The connection ends gracefully when this returns for
+    /// the first time, and at once when it returns for the second time.
     pub async fn evicted(&self) {
         self.state.evict.notified().await;
     }
@@ -447,7 +450,7 @@ impl Admitted {
         self.state.streams.load(Relaxed)
     }
 
-    /// Returns for how long the connection has had no open stream; `None` while it has one.
+    /// Returns the time for which the connection has had no open stream; `None` while it has one.
     pub fn idle(&self) -> Option<Duration> {
         if self.streams() > 0 {
             return None;
@@ -456,7 +459,7 @@ impl Admitted {
         Some(self.state.opened.elapsed().saturating_sub(since))
     }
 
-    /// Returns what counts the streams of this connection.
+    /// Returns the stream counter of this connection.
     pub fn counter(&self) -> StreamCounter {
         StreamCounter(Arc::clone(&self.state))
     }
@@ -483,7 +486,7 @@ impl Drop for Admitted {
 pub struct StreamCounter(Arc<State>);
 
 impl StreamCounter {
-    /// Counts a stream that opens now, whose handler runs.
+    /// Counts a stream that opens now and whose handler is running.
     pub fn open(&self) -> OpenStream {
         self.0.streams.fetch_add(1, Relaxed);
         self.0.handlers.fetch_add(1, Relaxed);
@@ -494,14 +497,14 @@ impl StreamCounter {
     }
 }
 
-/// An open stream, until it is dropped.
+/// An open stream, counted until dropped.
 pub struct OpenStream {
     state: Arc<State>,
     handled: bool,
 }
 
 impl OpenStream {
-    /// Notes that the handler has returned its response.
+    /// Records that the handler has returned its response.
     pub fn handled(&mut self) {
         if !self.handled {
             self.handled = true;
@@ -509,7 +512,7 @@ impl OpenStream {
         }
     }
 
-    /// Notes that a frame of the response was taken to be sent.
+    /// Records that a response frame was taken for sending.
     pub fn progress(&self) {
         self.state.progress.fetch_add(1, Relaxed);
     }

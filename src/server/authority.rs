@@ -1,13 +1,14 @@
-//! Clients with a fixed list of addresses, whose `:authority` is that list.
+//! Support for gRPC clients whose `:authority` is a list of addresses.
 //!
-//! The C core of gRPC (Python, C++, Ruby, PHP) sends `:authority: 10.0.0.1:50051,10.0.0.2:50051` for the
-//! target `ipv4:10.0.0.1:50051,10.0.0.2:50051`. The HTTP/2 library resets such a stream, because no
-//! authority has two ports, and has no hook for it. Nothing here reads the authority; so what follows
-//! the first address is overwritten, byte by byte and without changing a length, before the library
-//! sees it. The header compression (HPACK, RFC 7541) stays in step: the client's table and the
-//! server's differ only in the value of that entry, which has the same size.
+//! The C core of gRPC (Python, C++, Ruby, PHP) sends `:authority: 10.0.0.1:50051,10.0.0.2:50051`
+//! for the target `ipv4:10.0.0.1:50051,10.0.0.2:50051`. The HTTP/2 library resets such a stream
+//! because an authority cannot have two ports, and it has no hook to change that. gatekey does not
+//! read the authority. This filter therefore overwrites the part after the first address, byte by
+//! byte and without changing a length, before the library sees it. The header compression (HPACK,
+//! RFC 7541) stays in sync: the tables of the client and the server differ only in the value of
+//! that entry, which has the same size.
 //!
-//! Only a connection whose first header block has such a list is looked at any further.
+//! Only connections whose first header block contains such a list are inspected further.
 
 /// The name of the field, which the C core sends in full, and its index in the static table.
 const NAME: &[u8] = b":authority";
@@ -19,18 +20,18 @@ const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
-/// What comes before the fields of a HEADERS frame with a priority.
+/// Number of bytes before the fields of a HEADERS frame with a priority.
 const PRIORITY_LENGTH: u32 = 5;
 
-/// Overwrites the rest of a list of addresses in what a client sends after its preface.
+/// Overwrites the rest of an address list in the bytes that a client sends after its preface.
 #[derive(Default)]
 pub struct AuthorityFilter {
-    /// Whether the first header block had no list.
+    /// True once the first header block was found to have no list.
     off: bool,
-    /// Whether a list was found.
+    /// True once a list was found.
     found: bool,
     head: [u8; FRAME_HEAD],
-    /// How much of the head has been read.
+    /// Number of bytes of the head that have been read.
     head_read: usize,
     frame: Frame,
     block: Block,
@@ -39,21 +40,21 @@ pub struct AuthorityFilter {
 /// The frame that is being read.
 #[derive(Default)]
 struct Frame {
-    /// Bytes of its payload that have not been read.
+    /// Number of payload bytes that have not been read.
     left: u32,
-    /// Whether it holds fields.
+    /// True if the frame holds fields.
     fields: bool,
-    /// Whether it ends a header block.
+    /// True if the frame ends a header block.
     ends: bool,
-    /// Whether the length of the padding comes next.
+    /// True if the next byte is the length of the padding.
     padded: bool,
     padding: u32,
-    /// Bytes before the fields.
+    /// Number of bytes before the fields.
     skip: u32,
 }
 
 impl AuthorityFilter {
-    /// Looks at the next bytes that were read, and overwrites what must be.
+    /// Inspects the next bytes that were read, and overwrites those of a list in place.
     pub fn filter(&mut self, mut bytes: &mut [u8]) {
         while !self.off && !bytes.is_empty() {
             let rest = std::mem::take(&mut bytes);
@@ -97,7 +98,7 @@ impl AuthorityFilter {
                 self.read_byte(byte);
             }
         } else {
-            // It is at most `left`.
+            // `length` is at most `left`.
             self.frame.left -= u32::try_from(length).unwrap_or(self.frame.left);
         }
         self.end_frame();
@@ -125,36 +126,36 @@ impl AuthorityFilter {
     }
 }
 
-/// A header block, of which the representations are told apart, and not decoded.
+/// A header block, split into representations without decoding them.
 #[derive(Default)]
 struct Block {
     next: Next,
-    /// Whether the string that is read is a value, and not a name.
+    /// True if the current string is a value, false if it is a name.
     value: bool,
-    /// Whether the field is `:authority`, as far as its name has been read.
+    /// True if the part of the field's name that has been read matches `:authority`.
     authority: bool,
-    /// Whether a list has begun in the value.
+    /// True once a list has begun in the value.
     list: bool,
 }
 
-/// What the next byte of a header block is.
+/// The kind of the next byte of a header block.
 #[derive(Clone, Copy, Default)]
 enum Next {
-    /// The first of a representation.
+    /// The first byte of a representation.
     #[default]
     Field,
-    /// More of an index, after which a string follows or not.
+    /// Another byte of an index. `string` is true if a string follows.
     Index { string: bool },
-    /// The length of a string.
+    /// The first byte of the length of a string.
     Length,
-    /// More of the length.
+    /// Another byte of the length.
     MoreLength { length: u32, shift: u32 },
     /// A byte of a string.
     Text { read: u32, length: u32, plain: bool },
 }
 
 impl Block {
-    /// Reads a byte, and overwrites it if it must be. Returns whether it belongs to a list.
+    /// Reads a byte, and overwrites it if necessary. Returns true if it belongs to a list.
     fn read(&mut self, byte: &mut u8) -> bool {
         self.next = match self.next {
             Next::Field => self.field(*byte),
@@ -237,7 +238,7 @@ impl Block {
         if !self.value {
             self.authority &= NAME.get(read as usize) == Some(byte);
         } else if self.authority {
-            // The comma may be sent as it is, or percent-encoded.
+            // Clients send the comma as it is or percent-encoded.
             self.list |= matches!(byte, b',' | b'%');
             if self.list && !matches!(byte, b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'.') {
                 *byte = b'-';
@@ -262,7 +263,7 @@ impl Block {
 mod tests {
     use super::*;
 
-    /// A frame of the first stream.
+    /// Returns a frame of the first stream.
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = u8::try_from(payload.len()).unwrap();
         [&[0, 0, length, kind, flags, 0, 0, 0, 1], payload].concat()
@@ -272,7 +273,7 @@ mod tests {
         [&[u8::try_from(text.len()).unwrap()], text].concat()
     }
 
-    /// A block with this authority, its name in full or by its index, among other fields.
+    /// Returns a block with this authority, its name in full or by its index, among other fields.
     fn block(authority: &[u8], full: bool) -> Vec<u8> {
         let name = if full {
             [&[0x40][..], &text(NAME)].concat()

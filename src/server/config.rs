@@ -1,7 +1,7 @@
-//! Settings: each a flag and an environment variable.
+//! Settings, each available as a flag and as an environment variable.
 //!
-//! `Debug` redacts: a database URL may hold a password. An invalid setting ends the start with one
-//! line that names the variable, the value and what would be right.
+//! `Debug` redacts because a database URL may contain a password. An invalid setting stops the
+//! startup with one line that names the variable, the value and the accepted values.
 
 use std::{
     env, fmt, fs, io,
@@ -22,14 +22,14 @@ use tracing::level_filters::LevelFilter;
 use super::{environment, telemetry::LogFormat};
 use crate::service::secret::HashCost;
 
-/// The value of `GATEKEY_PEPPER_FILE` that means none at all.
+/// The value of `GATEKEY_PEPPER_FILE` that disables peppers.
 pub const NO_PEPPER: &str = "none";
 
-/// How long a lease may be: a shorter one could not be renewed in time, a longer one would make
-/// revocations wait for a lost replica for ever.
+/// Accepted lease durations. A shorter lease could not be renewed in time; a longer one would make
+/// revocations wait too long for a lost replica.
 const LEASES: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_hours(1);
 
-/// How old connections may get: younger ones would be made again all the time.
+/// Accepted maximum connection ages. A lower age would cause constant reconnects.
 const AGES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
 
 /// Issues, lists, revokes and validates API keys over gRPC.
@@ -42,7 +42,7 @@ struct Cli {
     config: Config,
 }
 
-/// What to do.
+/// The subcommand to run.
 #[derive(Subcommand, Clone, Copy, Debug)]
 pub enum Command {
     /// Serve (also without a subcommand)
@@ -224,14 +224,14 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-/// Where metrics are told.
+/// The address that metrics are served on, or off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MetricsListen {
     At(SocketAddr),
     Off,
 }
 
-/// Who may call Validate.
+/// The credential that Validate requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ValidateAuth {
     /// Whoever has a credential with the right to.
@@ -241,14 +241,14 @@ pub enum ValidateAuth {
 }
 
 impl Config {
-    /// How many serving threads there are.
+    /// Returns the number of serving threads.
     #[must_use]
     pub fn workers(&self) -> usize {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
         self.workers.unwrap_or_else(cores)
     }
 
-    /// The database URL without what may be secret in it.
+    /// Returns the database URL without the parts that may be secret.
     #[must_use]
     pub fn shown_database_url(&self) -> String {
         let Some((scheme, rest)) = self.database_url.split_once(':') else {
@@ -257,15 +257,15 @@ impl Config {
         if scheme == "sqlite" {
             return self.database_url.clone();
         }
-        // What follows a `?` may be a part of either.
+        // The `?` may be part of a password, or the `@` part of the query.
         if rest
             .split_once('?')
             .is_some_and(|(_, query)| query.contains('@'))
         {
             return format!("{scheme}://…");
         }
-        // A password may hold anything, an `@` or a `?` among it; without one, what looks like a
-        // port may be one.
+        // A password may contain any character, including `@` and `?`. Without an `@`, the part
+        // that looks like a port may be a password.
         let (secret, place) = match rest.rsplit_once('@') {
             Some((_, place)) => (false, place),
             None => (true, rest.trim_start_matches('/')),
@@ -314,16 +314,16 @@ impl fmt::Debug for Config {
     }
 }
 
-/// Reads the command line and the environment.
+/// Reads the settings from the command line and the environment.
 ///
 /// # Errors
-/// The exit code, once help, the version or the error has been printed.
+/// Returns the exit code after help, the version or the error has been printed.
 pub fn parse() -> Result<(Command, Config), ExitCode> {
     let explain = |error| environment::explain(&Cli::command(), &error);
     let matches = environment::without_empty(Cli::command()).try_get_matches();
     let matches = matches.map_err(explain)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(explain)?;
-    // A flag after the subcommand is the subcommand's.
+    // clap assigns a flag after the subcommand to the subcommand.
     let inner = matches.subcommand().map_or(&matches, |(_, inner)| inner);
     let url = [&matches, inner].map(|matches| matches.value_source("database_url"));
     let url_given = url
@@ -342,7 +342,7 @@ pub fn parse() -> Result<(Command, Config), ExitCode> {
     Ok((cli.command.unwrap_or(Command::Serve), cli.config))
 }
 
-/// The database URL in this file. `url_given`: there is one without it.
+/// Reads the database URL from this file. `url_given` is true if the URL itself is set as well.
 fn read_database_url(file: &Path, url_given: bool) -> Result<String, String> {
     if url_given {
         return Err("GATEKEY_DATABASE_URL is set as well: set one of the two".to_owned());
@@ -358,14 +358,15 @@ fn read_database_url(file: &Path, url_given: bool) -> Result<String, String> {
     Ok(url.to_owned())
 }
 
-/// The variables in the environment that look like settings but are not, each with the nearest
+/// Returns the environment variables that look like settings but are not, each with the nearest
 /// setting.
 #[must_use]
 pub fn unknown_variables() -> Vec<(String, String)> {
     environment::unknown(&Cli::command(), env::vars_os())
 }
 
-/// The URL without white space around it, as an `echo` into a secret leaves it.
+/// Returns the URL without surrounding white space, such as the line end that `echo` adds to a
+/// secret.
 fn parse_database_url(text: &str) -> Result<String, String> {
     let url = text.trim();
     if url.is_empty() {

@@ -1,8 +1,9 @@
-//! One connection, from its first byte to its last.
+//! Serves one connection, from its first byte to its last.
 //!
-//! It ends gracefully (GOAWAY; calls in flight finish) when it is old, has been idle, is to make room
-//! for another one, or the server stops. It is cut only where its client does not complete the
-//! preface, does not react to GOAWAY while no stream is open, or is gone at the stop.
+//! A connection ends gracefully (GOAWAY; calls in flight finish) when it reaches its maximum age,
+//! has been idle too long, is evicted in favour of another one, or the server stops. It is cut only
+//! if its client does not complete the preface, does not react to GOAWAY while no stream is open,
+//! or is gone when the server stops, or if it is evicted a second time.
 
 use std::{
     error::Error,
@@ -35,40 +36,41 @@ use super::{
 };
 use crate::grpc::StreamExecutor;
 
-/// The time for the TLS handshake and the HTTP/2 preface of a new connection.
+/// Timeout of the TLS handshake and the HTTP/2 preface of a new connection.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls at once on one connection.
+/// Maximum number of concurrent calls on one connection.
 const STREAMS_MAX: u32 = 128;
-/// Request bytes that a client may send before they are read, on one stream and on all streams of a
-/// connection. They bound what a connection can make the server buffer.
+/// Number of request bytes that a client may send before they are read, on one stream and on all
+/// streams of a connection. They bound what a connection can make the server buffer.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 128 * 1024;
-/// Response bytes of one stream that are buffered while the client does not read.
+/// Maximum number of response bytes buffered for one stream while the client does not read.
 const SEND_BUFFER_MAX: usize = 64 * 1024;
-/// The longest header list that reaches the server; a longer one is answered by the HTTP/2 library
-/// with 431, and one of four times as much ends the connection.
+/// Maximum size of a header list in bytes. The HTTP/2 library answers a longer list with 431, and
+/// ends the connection at four times this size.
 const HEADER_LIST_MAX: u32 = 128 * 1024;
-/// The interval of pings, and how long their answer may take.
+/// Interval of pings, and timeout of their acknowledgement.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client without an open stream may take to react to GOAWAY.
+/// Timeout for a client without an open stream to react to GOAWAY.
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
-/// A client that sends nothing for this long when the server stops, not even the answer to a ping, is gone.
+/// A client that sends nothing for this long when the server stops, not even a ping
+/// acknowledgement, counts as gone.
 const GONE_AFTER: Duration = PING_TIMEOUT;
-/// The factor by which the ages of connections differ from the setting, so that clients that came
-/// together do not reconnect together.
+/// The range of the random factor of the maximum age, so that clients that connected at the same
+/// time do not reconnect at the same time.
 const AGE_JITTER: std::ops::RangeInclusive<f64> = 0.9..=1.1;
 
-/// The rules of the connections of one port.
+/// The connection rules of one port.
 #[derive(Clone)]
 pub struct Rules {
-    /// The age at which a connection ends, about.
+    /// Approximate age at which a connection ends.
     age: Duration,
-    /// How long a connection may be without an open stream.
+    /// Maximum time without an open stream.
     idle: Duration,
-    /// When it is cancelled, connections end as soon as their calls have.
+    /// Cancelled when the server stops. Connections then end as soon as their calls have ended.
     pub stop: CancellationToken,
-    /// What clients of another protocol are told.
+    /// The protocol of the port, which selects the response to clients of another protocol.
     speaks: Speaks,
 }
 
@@ -83,11 +85,11 @@ impl Rules {
     }
 }
 
-/// Serves a connection to its end. `secure` returns the stream that is read and written, encrypted
-/// or not; `service` returns the service for it.
+/// Serves a connection to its end. `secure` returns the stream to read and write, encrypted or not;
+/// `service` returns the service for that stream.
 ///
 /// # Errors
-/// When the connection breaks, its client does not speak HTTP/2, or `secure` fails.
+/// Fails if the connection breaks, its client does not speak HTTP/2, or `secure` fails.
 pub async fn serve<T, S, B>(
     stream: TcpStream,
     mut admitted: Admitted,
@@ -108,7 +110,7 @@ where
     stream.set_nodelay(true)?;
     let until = Instant::now() + PREFACE_TIMEOUT;
     let preface = async { Prefaced::read(secure(stream, until).await?, rules.speaks).await };
-    // Boxed, because a handshake has a large state, and a connection may last.
+    // Boxed because a handshake has a large state, and a connection may be long-lived.
     let Some(stream) = greet(Box::pin(preface), &mut admitted, until, rules).await? else {
         return Ok(());
     };
@@ -139,8 +141,8 @@ where
     }
 }
 
-/// Waits for the preface. Returns `None` when the connection is closed before, for a reason that is
-/// not its client's.
+/// Waits for the preface. Returns `None` if the connection is closed before, for a reason other
+/// than its client.
 async fn greet<T>(
     preface: impl Future<Output = io::Result<T>>,
     admitted: &mut Admitted,
@@ -187,7 +189,7 @@ async fn end(admitted: &Admitted, rules: &Rules) -> Closed {
     }
 }
 
-/// Waits until a connection that was asked to end need not be waited for any more.
+/// Waits until a connection that is ending gracefully may be cut.
 async fn cut(admitted: &Admitted, rules: &Rules, heard: &Arc<AtomicBool>) {
     let unused = async {
         time::sleep(GOAWAY_TIMEOUT).await;

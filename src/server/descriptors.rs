@@ -1,32 +1,32 @@
-//! File descriptors: the process's limit, and how many connections each port may hold under it.
+//! File descriptors: the limit of the process, and the connection limits of each port under it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::admission::Bounds;
 
-/// The most connections of the main port, however many file descriptors there are.
+/// Maximum number of connections of the main port, regardless of the file descriptor limit.
 const CONNECTIONS_MAX: usize = 16_384;
-/// The fewest connections of any port: with less than this, nothing works.
+/// Minimum number of connections of any port. The server does not work with fewer.
 const CONNECTIONS_MIN: usize = 8;
 const PROBES_MAX: usize = 256;
 const READERS_MAX: usize = 32;
 const CLOSING_MAX: usize = 256;
-/// Descriptors that the process itself needs: database connections (SQLite: up to three each), the
-/// database's files, secret files and TLS files while they are read, the exporter of traces.
+/// Descriptors that the process itself needs: database connections (SQLite: up to three each),
+/// database files, secret files and TLS files while they are read, and the trace exporter.
 const RESERVE: usize = 80;
-/// Those of a serving thread's runtime.
+/// Descriptors of the runtime of one serving thread.
 const RESERVE_PER_WORKER: usize = 3;
-/// What is assumed where the kernel sets no limit.
+/// Assumed limit where the kernel sets none.
 const UNLIMITED: u64 = 1 << 20;
 
-/// Raises the soft limit of file descriptors to the hard limit, and returns what it is then.
+/// Raises the soft limit of file descriptors to the hard limit. Returns the resulting limit.
 pub fn raise_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
-    // Where that is not allowed, the soft limit stays.
+    // The soft limit stays if it must not be raised.
     let current = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
@@ -34,7 +34,7 @@ pub fn raise_limit() -> usize {
     usize::try_from(current.unwrap_or(UNLIMITED)).unwrap_or(usize::MAX)
 }
 
-/// The bounds of all ports.
+/// The connection limits of all ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Shares {
     pub main: Bounds,
@@ -43,13 +43,13 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Divides so many file descriptors. `per_address` is what the settings say, by default half of
-    /// the main port's connections.
+    /// Divides this many file descriptors among the ports. `per_address` is the configured limit
+    /// per address; the default is half of the main port's connections.
     pub fn of(descriptors: usize, workers: usize, per_address: Option<usize>) -> Self {
         let probes = port((descriptors / 16).clamp(CONNECTIONS_MIN, PROBES_MAX));
         let readers = port((descriptors / 32).clamp(CONNECTIONS_MIN, READERS_MAX));
         let closing = (descriptors / 16).clamp(CONNECTIONS_MIN, CLOSING_MAX);
-        // One that is cut holds its descriptor for a moment more.
+        // A cut connection holds its descriptor for a moment longer.
         let others = RESERVE
             + RESERVE_PER_WORKER * workers
             + [probes, readers]
@@ -73,7 +73,7 @@ impl Shares {
     }
 }
 
-/// The bounds of a port for probes or metrics, whose clients may all share one address.
+/// Returns the limits of a port for probes or metrics, whose clients may all share one address.
 fn port(max: usize) -> Bounds {
     Bounds {
         max,

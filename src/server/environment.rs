@@ -1,6 +1,6 @@
-//! Environment variables of settings: empty ones, invalid ones, and ones that are no setting.
+//! Environment variables of settings: empty, invalid and unknown ones.
 //!
-//! Values may be secret: no value of an unknown variable is ever shown.
+//! Values may be secret, so the value of an unknown variable is never shown.
 
 use std::{
     env,
@@ -15,10 +15,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-/// The prefix of every setting's variable.
+/// The prefix of the variables of all settings.
 const PREFIX: &str = "GATEKEY_";
 
-/// Makes each variable that is empty count as unset.
+/// Treats each empty variable as unset.
 pub(super) fn without_empty(command: Command) -> Command {
     let empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
     command.mut_args(|argument| match argument.get_env() {
@@ -53,8 +53,8 @@ pub(super) fn unknown(
     unknown
 }
 
-/// Whether Kubernetes, or Docker's links, set this variable because of a Service whose name begins
-/// with `gatekey`
+/// Returns true if Kubernetes, or Docker's links, set this variable because of a Service whose name
+/// begins with `gatekey`
 /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
 fn is_service_link(name: &str, value: &str) -> bool {
     let port = |rest: &str| {
@@ -67,7 +67,7 @@ fn is_service_link(name: &str, value: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
         || name.contains("_SERVICE_PORT_")
-        // The value tells it from a setting that somebody expects to exist.
+        // The URL distinguishes it from a variable that a user mistakes for a setting.
         || (name.ends_with("_PORT") && value.contains("://"))
         || name.match_indices("_PORT_").any(|(at, found)| port(&name[at + found.len()..]))
 }
@@ -76,13 +76,13 @@ fn is_service_link(name: &str, value: &str) -> bool {
 pub(super) fn explain(command: &Command, error: &clap::Error) -> ExitCode {
     match invalid_setting(command, error) {
         Some(line) => eprintln!("gatekey: {line}"),
-        // Nothing can be done about a closed terminal.
+        // An error of a closed terminal cannot be handled.
         None => drop(error.print()),
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// The one line about a setting whose value is invalid.
+/// Returns the error line for a setting with an invalid value.
 fn invalid_setting(command: &Command, error: &clap::Error) -> Option<String> {
     if error.kind() == ErrorKind::InvalidUtf8 {
         return Some(not_text(command));
@@ -115,7 +115,7 @@ fn invalid_setting(command: &Command, error: &clap::Error) -> Option<String> {
     Some(format!("{variable} is invalid: {value}: {right}"))
 }
 
-/// The one line about an argument or a variable that is not UTF-8.
+/// Returns the error line for an argument or a variable that is not UTF-8.
 fn not_text(command: &Command) -> String {
     let wrong = variables(command).find(|name| {
         let value = env::var_os(name);

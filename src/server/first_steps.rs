@@ -1,4 +1,5 @@
-//! The three lines on stdout while there is no key yet: where the secrets are, and what to type next.
+//! Prints three lines on stdout while there is no key yet: the secret files, the addresses, and the
+//! command that creates the first key.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -7,10 +8,10 @@ use std::{
 
 use super::{config::Config, tls};
 
-/// The message of the first CreateKey.
+/// The request message of the first CreateKey.
 const FIRST_KEY: &str = r#"{"tenant_id":"default","owner_id":"me","label":"first","scopes":["*"]}"#;
 
-/// Prints the lines. `made`: the secret files that this start made.
+/// Prints the lines. `made` lists the secret files that this start created.
 pub(super) fn print(made: &[PathBuf], config: &Config, listen: SocketAddr) {
     let token = absolute(&config.admin_token_file);
     let files: Vec<_> = made.iter().map(|path| path.display().to_string()).collect();
@@ -30,7 +31,8 @@ pub(super) fn print(made: &[PathBuf], config: &Config, listen: SocketAddr) {
     let transport = match &config.tls_cert_file {
         None => "-plaintext".to_owned(),
         Some(certificate) => {
-            // Its own certificate is enough for grpcurl to trust it, whoever has signed it.
+            // The server's own certificate is enough for grpcurl to trust it, regardless of the
+            // issuer.
             let trusted = format!("-cacert {}", quoted(&absolute(certificate)));
             match tls::name_for(certificate, address.ip()) {
                 None => trusted,
@@ -38,7 +40,7 @@ pub(super) fn print(made: &[PathBuf], config: &Config, listen: SocketAddr) {
             }
         }
     };
-    // The token is in the environment of grpcurl, because anyone can see its arguments.
+    // The token is in the environment of grpcurl because any user can see its arguments.
     println!(
         "  GATEKEY_TOKEN=\"$(cat {token})\" grpcurl {transport} -expand-headers \
          -H 'authorization: Bearer ${{GATEKEY_TOKEN}}' -d '{FIRST_KEY}' {address} \
@@ -50,12 +52,12 @@ fn absolute(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-/// Quotes a path for the shell, whatever it contains.
+/// Quotes a path for the shell, regardless of its characters.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// An address that a client on this machine can connect to.
+/// Returns an address that a client on this machine can connect to.
 fn reachable(mut listen: SocketAddr) -> SocketAddr {
     if listen.ip().is_unspecified() {
         listen.set_ip(match listen {

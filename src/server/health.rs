@@ -1,5 +1,5 @@
-//! Health: what probes are told, on a port of their own if there is one; and `gatekey health`, which
-//! asks.
+//! Health checks: the health service for probes, optionally on a separate port, and the client of
+//! `gatekey health`.
 
 use std::{
     io,
@@ -45,20 +45,20 @@ use crate::{
     service::{replica::Replica, warm::Warmer},
 };
 
-/// How often the lease is looked at.
+/// Interval between checks of the lease.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long `gatekey health` waits.
+/// Connect timeout and request timeout of `gatekey health`.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What probes are told of readiness.
+/// The readiness that probes receive.
 pub struct Readiness {
     status: watch::Sender<ServingStatus>,
     following: JoinHandle<()>,
 }
 
 impl Readiness {
-    /// Not ready until memory is warm, and from then on ready while the lease is held, which the
-    /// store has granted. Returns the service that tells it.
+    /// Reports not ready until the cache is warm, then ready while the replica holds a lease
+    /// granted by the database. Returns the health service that reports it.
     pub fn start(
         replica: Arc<Replica>,
         warmer: Warmer,
@@ -76,16 +76,16 @@ impl Readiness {
         (this, HealthServer::new(Statuses { readiness }))
     }
 
-    /// Tells that the server is not ready, and will not be.
+    /// Reports not ready from now on.
     pub async fn end(self) {
         self.following.abort();
-        // It fails as it was told to.
+        // Fails because the task was aborted.
         let _ = self.following.await;
         self.status.send_replace(ServingStatus::NotServing);
     }
 }
 
-/// The health of the process, which has it as long as it answers, and of [`READINESS`].
+/// The health of the process, which is SERVING while it responds, and of [`READINESS`].
 struct Statuses {
     readiness: watch::Receiver<ServingStatus>,
 }
@@ -106,8 +106,8 @@ impl Health for Statuses {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// Sends the status and each change of it. A service that is not known is SERVICE_UNKNOWN, as
-    /// the protocol says, and stays so: none is added while the server runs.
+    /// Sends the status and each change of it. An unknown service has the status SERVICE_UNKNOWN,
+    /// as the protocol requires, and keeps it because no service is added while the server runs.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
@@ -151,8 +151,8 @@ async fn follow(replica: &Replica, status: &watch::Sender<ServingStatus>) {
     }
 }
 
-/// Answers probes on a port of their own, until the handle is dropped: on the current runtime, so
-/// that it does whatever comes to the serving threads.
+/// Serves probes on a separate port until the handle is dropped. Runs on the current runtime, so
+/// that it does not depend on the serving threads.
 pub fn answer(
     port: Listener,
     health: Routes,
@@ -169,7 +169,7 @@ pub fn answer(
             open.spawn(async move {
                 let plain = async |stream, _| Ok(stream);
                 let service = |_: &_| service;
-                // A connection that breaks is its client's to report.
+                // The client reports a broken connection.
                 let _ = connection::serve(stream, admitted, plain, service, &rules, budget).await;
             });
         };
@@ -177,11 +177,11 @@ pub fn answer(
     }))
 }
 
-/// Asks the server that these settings describe whether it is ready: on the port of probes if it has
+/// Queries the readiness of the server that these settings describe, on the health port if there is
 /// one.
 ///
 /// # Errors
-/// When it is not, or does not answer.
+/// Fails if the server is not ready or does not respond.
 pub async fn ask(config: &Config) -> Result<(), StartError> {
     let request = HealthCheckRequest {
         service: READINESS.to_owned(),
@@ -202,7 +202,7 @@ pub async fn ask(config: &Config) -> Result<(), StartError> {
 async fn connect(config: &Config) -> Result<Channel, TransportError> {
     let mut address = config.health_listen.unwrap_or(config.listen);
     if address.ip().is_unspecified() {
-        // Where it listens on every address, it answers on this one.
+        // A server that listens on all addresses also responds on this one.
         address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?

@@ -1,7 +1,7 @@
-//! The files that hold secrets: read, or made on the first start.
+//! The secret files, read at startup or created on the first start.
 //!
-//! On SQLite a missing one is made, readable by its owner only. On PostgreSQL replicas must share
-//! them, so a missing one is an error.
+//! On SQLite a missing file is created, readable only by its owner. On PostgreSQL a missing file is
+//! an error because replicas must share the files.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -22,22 +22,22 @@ use crate::{
     store::{Engine, Store},
 };
 
-/// The permission bits of a file's group and of all others.
+/// The permission bits of a file's group and of others.
 const GROUP_AND_OTHERS: u32 = 0o077;
-/// What some editors put at the beginning of a file.
+/// The byte order mark that some editors write at the beginning of a file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The content of the files, and which of them were made now.
+/// The content of the files, and the paths of those that this start created.
 pub struct KeyFiles {
     pub admin: AdminToken,
     pub peppers: Peppers,
     pub made: Vec<PathBuf>,
 }
 
-/// Reads both files, or makes what is missing.
+/// Reads both files, and creates missing ones.
 ///
 /// # Errors
-/// One that names the variable, the file and what would be right.
+/// An error that names the variable, the file and how to correct it.
 pub async fn read(
     config: &Config,
     engine: Engine,
@@ -95,7 +95,7 @@ pub async fn read(
     })
 }
 
-/// Why a secret file was not read.
+/// The reason why a secret file was not read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SecretFileError {
     #[error(transparent)]
@@ -107,10 +107,10 @@ pub(super) enum SecretFileError {
     Exposed { mode: u32, path: String },
 }
 
-/// Reads a file that holds a secret. Links are followed, because Kubernetes mounts secrets as links.
+/// Reads a file that holds a secret. Follows links because Kubernetes mounts secrets as links.
 ///
 /// # Errors
-/// When the file cannot be read, or when group or others can access it and `allow_readable` is
+/// Fails if the file cannot be read, or if group or others can access it and `allow_readable` is
 /// false.
 pub(super) fn read_secret(
     path: &Path,
@@ -123,21 +123,21 @@ pub(super) fn read_secret(
         let path = path.display().to_string();
         return Err(SecretFileError::Exposed { mode, path });
     }
-    // Room for all of it, so that no copy is left behind by a growing buffer.
+    // The capacity fits the whole file, so that no growing buffer leaves a copy behind.
     let room = usize::try_from(metadata.len()).unwrap_or_default() + 1;
     let mut content = Zeroizing::new(Vec::with_capacity(room));
     file.read_to_end(&mut content)?;
     Ok(content)
 }
 
-/// The text of a file, without a byte order mark.
+/// Returns the text of a file without its byte order mark.
 fn text(bytes: &[u8]) -> Result<Zeroizing<String>, &'static str> {
     let text = str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-/// Writes a whole file or none, readable by its owner only.
+/// Writes a file atomically, readable only by its owner.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");

@@ -1,5 +1,4 @@
-//! The one accept loop, for each port: it admits connections, and reports refused ones at a
-//! bounded rate.
+//! The accept loop of every port. It admits connections, and logs refused ones at a limited rate.
 
 use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,27 +11,27 @@ use tracing::warn;
 
 use super::admission::{Admission, Admitted, Refused};
 
-/// Connections that the kernel completes before they are accepted.
+/// Maximum number of connections that the kernel completes before they are accepted.
 const BACKLOG: u32 = 1024;
-/// How long accepting pauses after an error, such as no file descriptor being left.
+/// Pause after an accept error, such as no file descriptor being left.
 const PAUSE: Duration = Duration::from_millis(50);
-/// At most one log line about refused connections is written per port in this time.
+/// Minimum interval between log lines about refused connections on one port.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// A port that is reserved, so that no other program can take it, and does not accept yet.
+/// A bound port that does not accept connections yet. No other program can bind it.
 pub struct Reserved(TcpSocket);
 
 impl Reserved {
-    /// Reserves the port.
+    /// Binds the port.
     ///
     /// # Errors
-    /// When another program has it, or the address is not one of this machine.
+    /// Fails if another program uses the port, or the address does not belong to this machine.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // Connections of an earlier process that are in TIME_WAIT do not keep the port.
+        // Connections of an earlier process in TIME_WAIT do not block the port.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         Ok(Self(socket))
@@ -42,10 +41,10 @@ impl Reserved {
         self.0.local_addr()
     }
 
-    /// Starts to accept.
+    /// Starts to listen for connections.
     ///
     /// # Errors
-    /// When another program that shares the reservation listens already.
+    /// Fails if another program that shares the reservation already listens.
     pub fn listen(self, admission: Arc<Admission>, name: &'static str) -> io::Result<Listener> {
         Ok(Listener {
             socket: self.0.listen(BACKLOG)?,
@@ -59,7 +58,7 @@ impl Reserved {
 pub struct Listener {
     socket: TcpListener,
     admission: Arc<Admission>,
-    /// The port's purpose, for the log.
+    /// The purpose of the port, for the log.
     name: &'static str,
 }
 
@@ -76,7 +75,7 @@ impl Listener {
         Arc::clone(&self.admission)
     }
 
-    /// Passes each admitted connection to `serve`, until `stop`.
+    /// Passes each admitted connection to `serve` until `stop` is cancelled.
     pub async fn accept(
         &self,
         stop: &CancellationToken,
@@ -122,7 +121,7 @@ fn reason(refused: Refused) -> &'static str {
 struct Report {
     port: &'static str,
     refused: u64,
-    /// Why the last one was refused.
+    /// The reason of the latest refusal.
     reason: String,
     after: Instant,
 }
@@ -144,7 +143,7 @@ impl Report {
         self.refused += 1;
     }
 
-    /// Waits until there is something to write, and it may be written.
+    /// Waits until there are refusals to log and the rate limit allows a log line.
     async fn due(&self) {
         if self.refused == 0 {
             pending::<()>().await;

@@ -1,6 +1,6 @@
-//! `/metrics`, for Prometheus: the page that all instruments tell, on a port of its own.
+//! The `/metrics` endpoint for Prometheus, which serves all metrics on a separate port.
 //!
-//! It is plain HTTP and needs no credential: nothing on the page names a tenant, an owner or a key.
+//! It is plain HTTP without authentication because no metric names a tenant, an owner or a key.
 
 use std::{convert::Infallible, fmt, fs, io, sync::Arc, time::Duration};
 
@@ -24,12 +24,12 @@ use crate::{
     meter::{Format, Page, Tell, Told},
 };
 
-/// How long a reader may take to ask, also for the next time.
+/// Timeout for a client to send a request, also the next one on the same connection.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may last, also one that does not read its answer.
+/// Maximum duration of a connection, also of one that does not read its response.
 const CONNECTION_MAX: Duration = Duration::from_mins(5);
 
-/// Serves what the process and these parts report, on the current runtime, until the handle is
+/// Serves the metrics of the process and of these parts on the current runtime, until the handle is
 /// dropped.
 pub(super) fn start(
     port: Listener,
@@ -112,7 +112,7 @@ fn respond(request: &Request<Incoming>, told: &Told) -> Response<String> {
     response
 }
 
-/// Chooses the format that `Accept` prefers; the classic one where it has no preference.
+/// Returns the format that `Accept` prefers, or the classic one if it has no preference.
 fn format(headers: &HeaderMap) -> Format {
     let accepted = headers.get_all(ACCEPT).iter();
     let accepted = accepted.filter_map(|value| value.to_str().ok());
@@ -129,7 +129,7 @@ fn format(headers: &HeaderMap) -> Format {
             let versions = wanted.filter(|range| range.version.is_none_or(|it| it == version));
             versions.map(|range| range.weight).reduce(f32::max)
         };
-        // What is more specific counts more (RFC 9110, 12.5.1).
+        // A more specific media range takes precedence (RFC 9110, 12.5.1).
         of(kind).or_else(|| of(&format!("{group}/*")))
     };
     let any = ranges.iter().filter(|range| range.kind == "*/*");
@@ -144,7 +144,7 @@ fn format(headers: &HeaderMap) -> Format {
     }
 }
 
-/// One range of media types that `Accept` lists.
+/// A media range in `Accept`.
 struct Range<'a> {
     kind: &'a str,
     version: Option<&'a str>,
@@ -168,13 +168,13 @@ impl<'a> Range<'a> {
         Self {
             kind,
             version: parameter("version"),
-            // An unreadable weight is none.
+            // An invalid weight counts as 0.
             weight: weight.filter(|it| (0.0..=1.0).contains(it)).unwrap_or(0.0),
         }
     }
 }
 
-/// The process itself, by the names that Prometheus' own libraries use.
+/// The metrics of the process, with the names that the Prometheus client libraries use.
 struct Process {
     started: Timestamp,
 }
@@ -191,7 +191,7 @@ impl Tell for Process {
             "When the process started, in seconds since 1970",
             Duration::from_micros(self.started.as_micros().unsigned_abs()).as_secs_f64(),
         )?;
-        // What the kernel does not tell here is not told.
+        // Values that the kernel does not provide are omitted.
         if let Ok(used) = Used::read() {
             page.counter(
                 "process_cpu_seconds_total",
@@ -214,7 +214,7 @@ impl Tell for Process {
             page.gauge(
                 "process_open_fds",
                 "File descriptors that are open",
-                // One is that of the folder that is read here.
+                // One descriptor belongs to the directory that is being read.
                 open.count().saturating_sub(1),
             )?;
         }
@@ -229,7 +229,7 @@ impl Tell for Process {
     }
 }
 
-/// What a process uses, as `/proc/self/stat` has it (proc(5)).
+/// The resource usage of a process, from `/proc/self/stat` (proc(5)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Used {
     cpu: Duration,
@@ -246,10 +246,10 @@ impl Used {
     }
 
     fn parse(stat: &str) -> Option<Self> {
-        // What stands in brackets is the program's name, which may hold anything.
+        // The program's name is in parentheses and may contain any character.
         let (_, fields) = stat.rsplit_once(") ")?;
         let fields: Vec<_> = fields.split_ascii_whitespace().collect();
-        // The first one here is the third there.
+        // The first field here is the third field of the file.
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let ticks = field(14)? + field(15)?;
         let nanos = 1_000_000_000 / rustix::param::clock_ticks_per_second();

@@ -1,6 +1,6 @@
-//! The roof: how gatekey runs.
+//! The server: startup, serving and shutdown.
 //!
-//! The order of the start and of the stop is here, top to bottom.
+//! `run` contains the startup and shutdown sequence, from top to bottom.
 
 mod admission;
 mod authority;
@@ -71,21 +71,22 @@ use crate::{
     store::{self, Engine, EventQuery, LogPosition, OpenError, Store, StoreError},
 };
 
-/// How long a store that does not answer is tried at the start.
+/// Maximum time for which startup retries a database that does not respond.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
-/// By how much the clocks of replicas may differ at the start of one.
+/// Maximum clock difference between replicas that startup accepts.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
-/// How long the store may take to close.
+/// Timeout for closing the database.
 const CLOSE: Duration = Duration::from_secs(2);
 const STORE_RETRY: Duration = Duration::from_millis(500);
-/// How long it goes on as before when it has told that it is not ready: who watches that, or is told of
-/// endpoints, leaves meanwhile and need not be told to go, by which some clients lose calls.
+/// Delay between NOT_SERVING and closing the listener. Clients that watch the health status or
+/// receive endpoint updates disconnect in this time and need no GOAWAY, which makes some clients
+/// lose calls.
 const LEAVE: Duration = Duration::from_millis(100);
-/// How long a connection may be without an open stream: on the main port, and on that of probes.
+/// Maximum time without an open stream, for connections on the main port and on the health port.
 const IDLE: Duration = Duration::from_mins(1);
 const PROBE_IDLE: Duration = Duration::from_secs(10);
 
-/// Why gatekey could not start, in one line.
+/// The reason why gatekey could not start, in one line.
 #[derive(Debug, Error)]
 pub enum StartError {
     #[error("{variable} is invalid: {value}: {why}")]
@@ -109,7 +110,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// An invalid setting that names a file.
+    /// Returns the error for an invalid setting that names a file.
     fn file(variable: &'static str, path: &Path, why: String) -> Self {
         Self::Setting {
             variable,
@@ -119,10 +120,10 @@ impl StartError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, and then until what was begun is finished.
+/// Serves until SIGTERM or SIGINT, then finishes the work in progress.
 ///
 /// # Errors
-/// When it cannot start.
+/// Fails if the server cannot start.
 pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
     let telemetry = runtime.block_on(async { telemetry::start(config.log, config.log_format) })?;
     for (variable, nearest) in config::unknown_variables() {
@@ -133,11 +134,11 @@ pub fn serve(runtime: &Runtime, config: &Config) -> Result<(), StartError> {
     served
 }
 
-/// Brings the store's schema up to date; forgets the peppers' records, or marks the database as
-/// restored from a backup, where that is asked for.
+/// Migrates the database schema to the current version. On request, deletes the pepper checks or
+/// marks the database as restored from a backup.
 ///
 /// # Errors
-/// When that cannot be done.
+/// Fails if one of these steps fails.
 pub async fn migrate(
     config: &Config,
     forget_peppers: bool,
@@ -163,11 +164,11 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let started = SystemClock.now();
     let signals = Signals::start()?;
     let tls = Tls::start(config)?;
-    // Before the database and the secret files: a port that is in use leaves none behind.
+    // Before the database and the secret files, so that a port in use leaves no new files behind.
     let ports = Reservations::bind(config)?;
     let (store, files) = tokio::select! {
         opened = open(config) => opened?,
-        // Nothing has been begun.
+        // No work has begun.
         _ = signals.first() => return Ok(()),
     };
     let KeyFiles {
@@ -191,7 +192,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys);
     let health = Routes::new(health.max_decoding_message_size(MESSAGE_MAX));
     let refusals = Arc::new(Refusals::default());
-    // Until the very end: probes are to see that it stops.
+    // Uses `cut` because probes must observe the shutdown until its end.
     let rules = Rules::new(config, PROBE_IDLE, Speaks::Plaintext, &cut);
     let _probes = ports.probes.map(|port| {
         let budget = Budget::share(1, &refusals);
@@ -235,7 +236,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         () = accept() => "none",
         asked = signals.first() => asked,
     };
-    // The stop. New calls come until balancers have seen that it is not ready.
+    // Shutdown. New calls arrive until load balancers have observed NOT_SERVING.
     info!(signal = asked, "stopping");
     take_leave(readiness, accept()).await;
     let connections = ports.main.admission();
@@ -243,19 +244,20 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     stop.cancel();
     finish(workers, &connections, config.drain, &cut).await?;
     drop(telling);
-    // Nobody is answered any more: nobody is to wait for this replica.
+    // This replica serves no calls any more, so other replicas must not wait for it.
     following.abort();
     let _ = following.await;
     replica.leave().await;
-    // Nobody uses a key any more.
+    // No key is used any more, so usage writing can finish.
     writing.finish().await;
-    // What was cut off may hold on to the store: its statements end with this process.
+    // Calls that were cut off may still hold database connections. Their statements end with this
+    // process.
     let _ = time::timeout(CLOSE, store.close()).await;
     info!("stopped");
     Ok(())
 }
 
-/// Logs the addresses that are served.
+/// Logs the addresses of all ports.
 fn announce(config: &Config, addresses: &Addresses, tls: bool) {
     info!(
         listen = %addresses.main,
@@ -268,14 +270,14 @@ fn announce(config: &Config, addresses: &Addresses, tls: bool) {
     );
 }
 
-/// Opens the store and reads the secret files.
+/// Opens the database and reads the secret files.
 async fn open(config: &Config) -> Result<(Arc<dyn Store>, KeyFiles), StartError> {
     let store = open_to_serve(config).await?;
     let files = read_key_files(config, &*store).await?;
     Ok((store, files))
 }
 
-/// What calls are answered with, and what runs beside them.
+/// The services that calls use, and the background tasks.
 struct Services {
     doors: Doors,
     replica: Arc<Replica>,
@@ -328,7 +330,7 @@ fn start_services(
     }
 }
 
-/// Opens the store; one that does not answer is tried for a while.
+/// Opens the database. Retries for a limited time if it does not respond.
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let started = Instant::now();
     let mut told = false;
@@ -348,15 +350,15 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
-/// Opens the store once the clock can be trusted with it.
+/// Opens the database after checking the clock against it.
 async fn open_to_serve(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let store = open_store(config).await?;
     check_clock(&*store).await?;
     Ok(store)
 }
 
-/// Waits until the wall clock is not before the newest event, and gives up where that would take
-/// long: with a clock that was set back, keys that have expired would work again.
+/// Waits until the wall clock has reached the newest event, and fails if that would take too long.
+/// With a clock that was set back, expired keys would be valid again.
 async fn check_clock(store: &dyn Store) -> Result<(), StartError> {
     let query = EventQuery {
         tenants: TenantSet::All,
@@ -386,7 +388,7 @@ async fn check_clock(store: &dyn Store) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Reads the two secret files, and sees that the peppers are the store's.
+/// Reads the two secret files, and checks that the peppers match the database.
 async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, StartError> {
     let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
     let files = keyfile::read(config, engine, store).await?;
@@ -395,14 +397,14 @@ async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, 
     Ok(KeyFiles { peppers, ..files })
 }
 
-/// Tells that it is not ready, and still accepts connections for a moment.
+/// Reports not ready, and still accepts connections for a moment.
 async fn take_leave(readiness: Readiness, accepting: impl Future<Output = ()>) {
     readiness.end().await;
     let _ = time::timeout(LEAVE, accepting).await;
 }
 
-/// Waits for the calls in flight, and cuts off those that take too long, or that only wait for
-/// their client.
+/// Waits for the calls in flight. Cuts off those that exceed the drain time or only wait for their
+/// client.
 async fn finish(
     workers: Workers,
     connections: &Admission,
@@ -453,7 +455,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
         .include_reflection_service(false)
-        // So that grpcurl can show an error's details.
+        // Needed by grpcurl to show error details.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 

@@ -1,4 +1,4 @@
-//! The three ports: for gRPC, for probes and for metrics.
+//! The three ports: gRPC, health probes and metrics.
 
 use std::{fmt, io, net::SocketAddr, sync::Arc};
 
@@ -11,21 +11,21 @@ use super::{
 };
 use crate::meter::{Page, Tell};
 
-/// A setting that names a port, and the port's name in metrics and in the log.
+/// A setting that names a port, and the name of the port in metrics and in the log.
 type Name = (&'static str, &'static str);
 
 const MAIN: Name = ("GATEKEY_LISTEN", "main");
 const PROBES: Name = ("GATEKEY_HEALTH_LISTEN", "health");
 const READERS: Name = ("GATEKEY_METRICS_LISTEN", "metrics");
 
-/// The ports, reserved.
+/// The bound ports, which do not accept connections yet.
 pub struct Reservations {
     main: Reserved,
     probes: Option<Reserved>,
     readers: Option<Reserved>,
 }
 
-/// The ports, which accept connections.
+/// The ports that accept connections.
 pub struct Ports {
     pub main: Listener,
     pub probes: Option<Listener>,
@@ -33,10 +33,10 @@ pub struct Ports {
 }
 
 impl Reservations {
-    /// Reserves the ports that the settings name.
+    /// Binds the ports that the settings name.
     ///
     /// # Errors
-    /// One that names the variable, the address and what is wrong.
+    /// An error that names the variable, the address and the cause.
     pub fn bind(config: &Config) -> Result<Self, StartError> {
         let probes = config.health_listen;
         let readers = match config.metrics_listen {
@@ -50,7 +50,7 @@ impl Reservations {
         })
     }
 
-    /// Starts to accept connections, as many as the process's file descriptors allow.
+    /// Starts to accept connections, as many as the file descriptor limit of the process allows.
     ///
     /// # Errors
     /// As [`Reservations::bind`].
@@ -69,7 +69,7 @@ impl Reservations {
     }
 }
 
-/// The addresses of the ports, with the numbers that the kernel has chosen.
+/// The addresses of the ports, with the port numbers that the kernel has chosen.
 pub struct Addresses {
     pub main: SocketAddr,
     pub probes: Option<SocketAddr>,
@@ -80,7 +80,7 @@ impl Ports {
     /// Returns the addresses of the ports.
     ///
     /// # Errors
-    /// When the kernel does not know them.
+    /// Fails if the kernel does not provide them.
     pub fn addresses(&self) -> io::Result<Addresses> {
         let optional = |port: &Option<Listener>| port.as_ref().map(Listener::address).transpose();
         Ok(Addresses {
@@ -90,7 +90,7 @@ impl Ports {
         })
     }
 
-    /// Returns what counts the connections of all ports.
+    /// Returns the connection metrics of all ports.
     pub fn connections(&self) -> Connections {
         let ports = [
             Some(&self.main),
@@ -120,7 +120,7 @@ fn unusable((variable, _): Name, value: String, error: &io::Error) -> StartError
     }
 }
 
-/// The connections of all ports, counted.
+/// The connection metrics of all ports.
 pub struct Connections(Vec<(&'static str, Arc<Admission>)>);
 
 impl Tell for Connections {

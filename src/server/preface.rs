@@ -1,6 +1,6 @@
-//! The first bytes of a connection: which protocol its client speaks.
+//! Detects the protocol of a client from the first bytes of its connection.
 //!
-//! A client of HTTP/1 gets one line that says what this port speaks, instead of a reset.
+//! An HTTP/1 client receives one line that names the protocol of this port, instead of a reset.
 
 use std::{
     io,
@@ -22,27 +22,27 @@ use tokio::{
 
 use super::authority::AuthorityFilter;
 
-/// What a client of HTTP/2 begins with (RFC 9113, 3.4).
+/// The connection preface of HTTP/2 clients (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
-/// The longest method of HTTP/1 that is recognized, its space included.
+/// Maximum length of an HTTP/1 method that is recognized, including its space.
 const METHOD_MAX: usize = 8;
-/// How long a connection that has ended in order is read for what the client still sends.
+/// Maximum time for reading remaining client data after an orderly end of the connection.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Bytes that count as one operation of the task, of which the runtime allows 128 in a turn: so a
-/// client that sends as fast as it can does not keep the others of its thread waiting.
+/// Number of bytes that count as one operation of the task. The runtime allows 128 operations in a
+/// turn, so a client that sends at full speed does not block the others of its thread.
 const BYTES_PER_OPERATION: usize = 1024;
 
-/// What the port speaks, which decides what a client of another protocol is told.
+/// The protocol of the port, which selects the response to clients of another protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Speaks {
     Plaintext,
     Tls,
 }
 
-/// What a client speaks that is not HTTP/2.
+/// The protocol of a client that does not speak HTTP/2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Other {
     Http1,
@@ -61,15 +61,15 @@ impl From<Other> for io::Error {
     }
 }
 
-/// A stream whose client has sent the preface of HTTP/2. hyper would wait for it without a limit.
+/// A stream whose client has sent the HTTP/2 preface. hyper would wait for it without a timeout.
 pub struct Prefaced<T> {
-    /// How much of the preface hyper has read.
+    /// Number of preface bytes that hyper has read.
     read: usize,
     stream: T,
     authority: AuthorityFilter,
-    /// Set when the client sends anything.
+    /// Set when the client sends any data.
     heard: Arc<AtomicBool>,
-    /// Until when the client's own end of the connection is waited for, once this one has ended.
+    /// Limits the wait for the client to end its side, once this side has ended.
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -77,8 +77,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Prefaced<T> {
     /// Reads the preface.
     ///
     /// # Errors
-    /// `InvalidData` when the client speaks another protocol, once a client of HTTP/1 has got its
-    /// answer.
+    /// `InvalidData` if the client speaks another protocol. An HTTP/1 client receives its response
+    /// first.
     pub async fn read(mut stream: T, speaks: Speaks) -> io::Result<Self> {
         match read_preface(&mut stream).await? {
             None => Ok(Self {
@@ -101,16 +101,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Prefaced<T> {
         &self.stream
     }
 
-    /// Returns a flag that is set whenever the client sends anything.
+    /// Returns a flag that is set whenever the client sends any data.
     pub fn heard(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.heard)
     }
 }
 
-/// Waits for the first byte of a connection to a port that speaks TLS, and leaves it unread.
+/// Waits for the first byte of a connection to a TLS port, and leaves it unread.
 ///
 /// # Errors
-/// `InvalidData` when it does not begin a handshake, once a client of HTTP/1 has got its answer.
+/// `InvalidData` if the byte does not begin a handshake. An HTTP/1 client receives its response
+/// first.
 pub async fn expect_tls(stream: &mut TcpStream) -> io::Result<()> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 0 {
@@ -129,7 +130,8 @@ pub async fn expect_tls(stream: &mut TcpStream) -> io::Result<()> {
     ))
 }
 
-/// Reads the preface, as far as the client sends it: `None` if it is complete.
+/// Reads the preface. Returns `None` if it is complete, or the other protocol as soon as it is
+/// detected.
 async fn read_preface<T: AsyncRead + Unpin>(stream: &mut T) -> io::Result<Option<Other>> {
     let mut bytes = [0; PREFACE.len()];
     let mut length = 0;
@@ -146,7 +148,8 @@ async fn read_preface<T: AsyncRead + Unpin>(stream: &mut T) -> io::Result<Option
     Ok(None)
 }
 
-/// Recognizes what does not begin the preface; `None` as long as it does, or too little is known.
+/// Detects the protocol of bytes that do not begin the preface. Returns `None` while they do, or
+/// while there are too few bytes to decide.
 fn other(bytes: &[u8]) -> Option<Other> {
     if PREFACE.starts_with(bytes) {
         return None;
@@ -163,7 +166,7 @@ fn other(bytes: &[u8]) -> Option<Other> {
     }
 }
 
-/// Answers a request of HTTP/1, whatever it asks for, and ends the connection.
+/// Answers an HTTP/1 request, regardless of its content, and ends the connection.
 async fn answer_http1<T: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut T,
     speaks: Speaks,
@@ -183,14 +186,16 @@ async fn answer_http1<T: AsyncRead + AsyncWrite + Unpin>(
     );
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await?;
-    // What is unread when a socket is closed resets the connection, and the answer may be lost.
+    // Closing a socket with unread data resets the connection, and the client may lose the
+    // response.
     let mut unread = [0; 1024];
     let read = async { while stream.read(&mut unread).await.is_ok_and(|read| read > 0) {} };
     let _ = time::timeout(LINGER, read).await;
     Ok(())
 }
 
-/// Uses up a part of the task's turn for so many bytes, beside the operation that read them.
+/// Consumes the task's cooperative budget for this many bytes, in addition to the operation that
+/// read them.
 fn take_turns(bytes: usize, cx: &mut Context<'_>) {
     for _ in 0..bytes / BYTES_PER_OPERATION {
         match coop::poll_proceed(cx) {
@@ -248,9 +253,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Prefaced<T> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Ends this side, and reads until the client has ended its own. If the socket were closed with
-    /// something unread, the connection would be reset, and with it the client's calls that it is to
-    /// make again elsewhere.
+    /// Ends this side, and reads until the client has ended its own. Closing the socket with unread
+    /// data would reset the connection, and the client would lose the calls that it is to retry
+    /// elsewhere.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.linger.is_none() {

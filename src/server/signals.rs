@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first one asks for a graceful stop, the second one ends the process.
+//! SIGTERM and SIGINT: the first signal starts a graceful stop, the second ends the process.
 
 use std::{
     io, process,
@@ -12,20 +12,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What a shell adds to the number of the signal that ended a program.
+/// The offset that a shell adds to the number of the signal that ended a program.
 const EXIT_CODE_BASE: i32 = 128;
 
-/// The signals of this process.
+/// The SIGTERM and SIGINT signals of this process.
 pub struct Signals {
     asked: CancellationToken,
     first: Arc<OnceLock<&'static str>>,
 }
 
 impl Signals {
-    /// Starts to receive them, on a thread of its own: it works whatever else is busy.
+    /// Starts to receive signals on a separate thread, so that it does not depend on other threads.
     ///
     /// # Errors
-    /// When the machine provides no thread, or no handler can be installed.
+    /// Fails if no thread can be created, or no handler can be installed.
     pub fn start() -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -46,7 +46,7 @@ impl Signals {
         Ok(this)
     }
 
-    /// Waits for the first signal, and returns its name.
+    /// Waits for the first signal and returns its name.
     pub async fn first(&self) -> &'static str {
         self.asked.cancelled().await;
         self.first.get().copied().unwrap_or("none")

@@ -1,8 +1,8 @@
-//! The streams of a connection: counted, and bounded in the memory that their headers take.
+//! Counts the streams of a connection, and bounds the memory of their headers.
 //!
-//! The HTTP/2 library itself answers a header list that is too long with 431, which gRPC clients
-//! read as UNKNOWN. So it is allowed more than a call may have, and what lies between is answered
-//! here, with a status of gRPC.
+//! The HTTP/2 library answers a header list that is too long with 431, which gRPC clients map to
+//! UNKNOWN. The limit of the library is therefore higher than the limit of a call. Header lists
+//! between the two limits are answered here, with a gRPC status.
 
 use std::{
     fmt,
@@ -25,24 +25,24 @@ use crate::{
     meter::{Page, Tell},
 };
 
-/// The most metadata that a call may have, in bytes as HTTP/2 counts them: 32 more for each entry.
+/// Limit of the metadata of a call, in bytes as HTTP/2 counts them: 32 more for each entry.
 const METADATA_MAX: usize = 16 * 1024;
 const ENTRY_OVERHEAD: usize = 32;
-/// What an open stream takes beside its metadata, about.
+/// Approximate memory of an open stream in addition to its metadata, in bytes.
 const STREAM_COST: usize = 4 * 1024;
-/// What the open streams of all connections may take, and the least that is one thread's share.
+/// Memory for the open streams of all connections, and the minimum share of one thread, in bytes.
 const BUDGET: usize = 64 * 1024 * 1024;
 const BUDGET_PER_WORKER_MIN: usize = 4 * 1024 * 1024;
 
-/// The memory for the open streams of one serving thread. Threads do not share it, because they
-/// would contend for it with each call.
+/// The memory budget for the open streams of one serving thread. Threads do not share a budget
+/// because they would contend for it on each call.
 #[derive(Clone)]
 pub struct Budget {
     left: Arc<AtomicUsize>,
     refusals: Arc<Refusals>,
 }
 
-/// Calls that were refused before they reached a handler.
+/// Counts the calls that were refused before they reached a handler.
 #[derive(Default)]
 pub struct Refusals {
     metadata: AtomicU64,
@@ -62,7 +62,7 @@ impl Tell for Refusals {
 }
 
 impl Budget {
-    /// Returns the share of one of so many threads.
+    /// Returns the share of one of `workers` threads.
     pub fn share(workers: usize, refusals: &Arc<Refusals>) -> Self {
         let share = (BUDGET / workers.max(1)).max(BUDGET_PER_WORKER_MIN);
         Self {
@@ -71,7 +71,7 @@ impl Budget {
         }
     }
 
-    /// Takes memory for a stream, unless too little is left.
+    /// Reserves memory for a stream. Returns `None` if too little is left.
     fn take(&self, bytes: usize) -> Option<Taken> {
         let taken = self
             .left
@@ -83,7 +83,7 @@ impl Budget {
     }
 }
 
-/// Memory that a stream has taken, until it is dropped.
+/// Memory that is reserved for a stream until dropped.
 struct Taken {
     left: Arc<AtomicUsize>,
     bytes: usize,
@@ -95,13 +95,13 @@ impl Drop for Taken {
     }
 }
 
-/// What an open stream holds until it ends.
+/// Resources that an open stream holds until it ends.
 struct Held {
     stream: OpenStream,
     _taken: Taken,
 }
 
-/// A service whose streams are counted and bounded.
+/// A service that counts and bounds its streams.
 pub struct Bounded<S> {
     service: S,
     counter: StreamCounter,
@@ -117,7 +117,7 @@ impl<S> Bounded<S> {
         }
     }
 
-    /// Takes what a stream needs.
+    /// Reserves memory for a stream with these headers.
     fn take(&self, headers: &HeaderMap) -> Result<Taken, Status> {
         let refusals = &self.budget.refusals;
         let size = size(headers);
@@ -167,7 +167,7 @@ where
 }
 
 pin_project! {
-    /// The response to come.
+    /// The future of a response.
     #[project = HandlingProjection]
     pub enum Handling<F> {
         Handler { #[pin] response: F, held: Option<Held> },
@@ -207,7 +207,7 @@ where
 }
 
 pin_project! {
-    /// The body of a response, with which its stream ends; without one, there is no message.
+    /// A response body that holds its stream open. Without `body`, the response has no message.
     pub struct Counted<B> {
         #[pin]
         body: Option<B>,

@@ -1,8 +1,9 @@
-//! What leaves the process about itself: log lines to stderr, and traces over OTLP (gRPC) to an
-//! OpenTelemetry collector when, and only when, the environment names one.
+//! Telemetry: log lines to stderr, and traces over OTLP (gRPC) to an OpenTelemetry collector if,
+//! and only if, the environment names one.
 //!
-//! Exporters only: spans and events are made where things happen. A collector that is slow, gone
-//! or never there costs spans and one log line; it never holds up or fails a call, or the start.
+//! This module contains only the exporters; spans and events are created in the code that they
+//! describe. A collector that is slow or unavailable costs spans and one log line; it never delays
+//! or fails a call or the startup.
 
 use std::{
     env, io,
@@ -32,10 +33,10 @@ use tracing_subscriber::{
 
 use crate::grpc::trace::Tracing;
 
-/// The longest that [`Telemetry::stop`] waits for the last spans to reach the collector.
+/// Maximum time that [`Telemetry::stop`] waits for the last spans to reach the collector.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people: one line, in colour on a terminal.
@@ -44,7 +45,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why telemetry could not start. Never a collector that does not answer.
+/// The reason why telemetry could not start. An unresponsive collector is never a reason.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// A variable has an invalid value.
@@ -52,9 +53,9 @@ pub enum TelemetryError {
     Setting {
         /// The variable's name.
         variable: &'static str,
-        /// What it holds.
+        /// The value of the variable.
         value: String,
-        /// What would be right.
+        /// The accepted values.
         want: &'static str,
     },
     /// The collector's address, or another setting of the exporter, is invalid.
@@ -62,29 +63,29 @@ pub enum TelemetryError {
     Exporter {
         /// The variable's name.
         variable: &'static str,
-        /// The exporter's own description.
+        /// The exporter's own error.
         source: ExporterBuildError,
     },
-    /// Something in this process logs already.
+    /// This process already has a logger.
     #[error("the log cannot start: {0}")]
     Log(#[from] TryInitError),
 }
 
-/// Telemetry under way.
+/// Running telemetry.
 #[derive(Debug)]
 #[must_use = "without `stop` the last spans are lost"]
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
 }
 
-/// Starts the log and, where the environment names a collector, the traces.
+/// Starts the log and, if the environment names a collector, the traces.
 ///
-/// `log` is for gatekey's own lines; a dependency's are never more than warnings. With a collector
-/// it must be called inside the multi-threaded runtime, which from then on carries the exporter's
+/// `log` is the level of gatekey's own lines; dependencies log at most warnings. With a collector,
+/// the caller must be inside the multi-threaded runtime, which from then on carries the exporter's
 /// connection.
 ///
 /// # Errors
-/// When a setting is invalid, or when it is called a second time.
+/// Fails if a setting is invalid, or on a second call.
 pub fn start(log: LevelFilter, format: LogFormat) -> Result<Telemetry, TelemetryError> {
     let collector = first(&[
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -99,7 +100,7 @@ pub fn start(log: LevelFilter, format: LogFormat) -> Result<Telemetry, Telemetry
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false)
-            // Its own filter, so that a quiet log does not stop the traces.
+            // A separate filter, so that a quiet log does not stop the traces.
             .with_filter(Targets::new().with_target("gatekey", LevelFilter::INFO))
     });
     tracing_subscriber::registry()
@@ -113,7 +114,8 @@ pub fn start(log: LevelFilter, format: LogFormat) -> Result<Telemetry, Telemetry
 }
 
 impl Telemetry {
-    /// What makes the spans of calls; without a collector, making them would be for nothing.
+    /// Returns the tracer and sampler for the spans of calls; `None` without a collector, because
+    /// the spans would have no receiver.
     #[must_use]
     pub fn tracing(&self) -> Option<Tracing> {
         self.provider.as_ref().map(|provider| Tracing {
@@ -122,10 +124,10 @@ impl Telemetry {
         })
     }
 
-    /// Sends what is still held, for at most five seconds, and ends the traces.
+    /// Sends the remaining spans, for at most five seconds, and ends the traces.
     ///
-    /// It blocks while the runtime that [`start`] was called in does the sending: not for a task
-    /// on that runtime, unless by `spawn_blocking`.
+    /// Blocks while the runtime that [`start`] was called in sends the spans. A task on that
+    /// runtime must use `spawn_blocking`.
     pub fn stop(self) {
         if let Some(provider) = self.provider
             && let Err(error) = provider.shutdown_with_timeout(FLUSH)
@@ -139,14 +141,14 @@ fn lines<S>(log: LevelFilter, format: LogFormat) -> Box<dyn Layer<S> + Send + Sy
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
 {
-    // Whatever the level, a dependency is held at warnings: a line of h2's at debug, or of
-    // sqlx's at trace, may show headers and parameters, and these hold keys.
+    // Dependencies log at most warnings at any level, because lines of h2 at debug, or of sqlx at
+    // trace, may contain headers and parameters, and these contain keys.
     let filter = Targets::new()
         .with_target("gatekey", log)
-        // It warns of an unknown parameter of a database URL by repeating what it read.
+        // Its warning about an unknown parameter of a database URL repeats the input.
         .with_target("sqlx_postgres::options", LevelFilter::OFF)
         .with_default(log.min(LevelFilter::WARN))
-        // Spans are for traces; a log line stands alone.
+        // Spans are only for traces; log lines do not contain them.
         .and(filter_fn(|it: &Metadata<'_>| it.is_event()).with_max_level_hint(log));
     let lines = fmt::layer().with_writer(io::stderr);
     match format {
@@ -158,13 +160,13 @@ where
     }
 }
 
-/// The exporter and its queue. The SDK reads most `OTEL_*` variables by itself: headers, timeout,
-/// batching (`OTEL_BSP_*`), limits; what stands here is the rest.
+/// Creates the exporter and its queue. The SDK itself reads most `OTEL_*` variables: headers,
+/// timeout, batching (`OTEL_BSP_*`), limits. This function adds the rest.
 fn provider(endpoint: &'static str) -> Result<SdkTracerProvider, TelemetryError> {
     check()?;
     let otlp = SpanExporter::builder()
         .with_tonic()
-        // Only for https; without it the exporter would trust no certificate at all.
+        // Only for https; without it the exporter would trust no certificate.
         .with_tls_config(ClientTlsConfig::new().with_enabled_roots())
         .build()
         .map_err(|source| TelemetryError::Exporter {
@@ -180,8 +182,8 @@ fn provider(endpoint: &'static str) -> Result<SdkTracerProvider, TelemetryError>
             Box::new(TelemetryResourceDetector),
             Box::new(EnvResourceDetector::new()),
         ])
-        // Last, for it outranks a service.name in OTEL_RESOURCE_ATTRIBUTES; the SDK's own
-        // order of detectors gets this wrong.
+        // Last, because it takes precedence over a service.name in OTEL_RESOURCE_ATTRIBUTES; the
+        // SDK's own order of detectors gets this wrong.
         .with_attributes(
             first(&["OTEL_SERVICE_NAME"]).map(|(_, it)| KeyValue::new("service.name", it)),
         );
@@ -195,8 +197,8 @@ fn provider(endpoint: &'static str) -> Result<SdkTracerProvider, TelemetryError>
         .build())
 }
 
-/// Refuses what the SDK would replace by a default, with a warning that nobody reads: it is made
-/// before there is a log.
+/// Rejects values that the SDK would replace by a default. Its warning would be lost because it is
+/// emitted before logging starts.
 fn check() -> Result<(), TelemetryError> {
     type Rule = (&'static [&'static str], &'static str, fn(&str) -> bool);
     let rules: [Rule; 3] = [
@@ -234,7 +236,7 @@ fn check() -> Result<(), TelemetryError> {
     Ok(())
 }
 
-/// What decides which calls have spans, by the variables that [`check`] has seen.
+/// Returns the sampler that the variables select, which [`check`] has validated.
 fn sampler() -> Sampler {
     let name = first(&["OTEL_TRACES_SAMPLER"]);
     let name = name.map_or_else(|| "parentbased_always_on".to_owned(), |(_, it)| it);
@@ -255,8 +257,8 @@ fn sampler() -> Sampler {
     }
 }
 
-/// The first of these variables that is set; an empty one counts as unset, as the specification
-/// of OpenTelemetry's variables has it.
+/// Returns the first of these variables that is set. An empty one counts as unset, as the
+/// OpenTelemetry specification requires.
 fn first(variables: &[&'static str]) -> Option<(&'static str, String)> {
     variables.iter().find_map(|&variable| {
         let value = env::var(variable).ok().filter(|it| !it.is_empty())?;
@@ -264,8 +266,8 @@ fn first(variables: &[&'static str]) -> Option<(&'static str, String)> {
     })
 }
 
-/// The OTLP exporter, which says once that spans are lost and once that they arrive again,
-/// instead of an error for every batch.
+/// The OTLP exporter. It logs once when spans are lost and once when they arrive again, instead of
+/// an error for every batch.
 #[derive(Debug)]
 struct Exporter {
     otlp: SpanExporter,

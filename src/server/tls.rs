@@ -1,7 +1,8 @@
-//! TLS: certificate, key and clients' CAs, from files that are watched.
+//! TLS: certificate, key and client CAs, reloaded when their files change.
 //!
-//! New connections get what the files hold now; invalid files leave in place what was there. No text of a key leaves this file, in an error neither. No session is resumed, so that a
-//! client's certificate is checked for each connection.
+//! New connections use the current content of the files; invalid files leave the previous
+//! configuration in place. No text of a key leaves this file, not even in an error. No session is
+//! resumed, so that a client's certificate is checked for each connection.
 
 use std::{
     fmt, fs, io,
@@ -39,31 +40,32 @@ const CERT: &str = "GATEKEY_TLS_CERT_FILE";
 const KEY: &str = "GATEKEY_TLS_KEY_FILE";
 const CLIENT_CA: &str = "GATEKEY_TLS_CLIENT_CA_FILE";
 
-/// HTTP/2, which is all that is spoken.
+/// HTTP/2, the only protocol that is served.
 const PROTOCOL: &[u8] = b"h2";
-/// HTTP/1.1, whose clients get one line that says what this port speaks.
+/// HTTP/1.1, whose clients receive one line that names the protocol of this port.
 const PROTOCOL_REFUSED: &[u8] = b"http/1.1";
-/// How often the files are looked at. What has changed is taken once it is the same twice: by
-/// then whoever writes it has written all of it.
+/// Interval between checks of the files. A change is applied once two consecutive checks read the
+/// same content, because the writer has then finished.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What connections are encrypted with.
+/// The TLS configuration of new connections.
 #[derive(Clone)]
 pub struct Tls {
     current: watch::Receiver<Arc<ServerConfig>>,
     handshakes: Arc<Handshakes>,
-    /// Ends the watch with the last of these.
+    /// Stops the file watch when the last clone is dropped.
     _watching: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Tls {
-    /// Reads the files that these settings name, and watches them. `None`: they name none.
+    /// Reads the files that these settings name, and watches them. Returns `None` if they name
+    /// none.
     ///
     /// # Errors
-    /// One that names the variable, the file and what would be right.
+    /// An error that names the variable, the file and how to correct it.
     ///
     /// # Panics
-    /// Outside a runtime.
+    /// Panics outside a runtime.
     pub fn start(config: &Config) -> Result<Option<Self>, StartError> {
         let Some(files) = Files::of(config)? else {
             return Ok(None);
@@ -78,11 +80,11 @@ impl Tls {
         }))
     }
 
-    /// Greets a client.
+    /// Performs the TLS handshake with a client.
     ///
     /// # Errors
-    /// When the two do not come together: also when the client's certificate is expired, or of
-    /// a CA that is not known, or when it takes longer than `until` then.
+    /// Fails if the client's certificate is expired or its CA is unknown, if the handshake fails
+    /// for another reason, or if it does not end before `until`.
     pub async fn accept(
         &self,
         mut stream: TcpStream,
@@ -103,7 +105,7 @@ impl Tls {
                 Err(io::ErrorKind::TimedOut.into()),
             ),
         };
-        // A client that goes away is not logged: the probes of load balancers do so all the time.
+        // A client that disconnects is not logged because load balancer probes do so all the time.
         if let Err(error) = &greeted
             && error.kind() != io::ErrorKind::UnexpectedEof
             && self.handshakes.log.admit()
@@ -115,13 +117,13 @@ impl Tls {
         greeted
     }
 
-    /// How the greetings went.
+    /// Returns the counts of handshakes.
     pub fn handshakes(&self) -> Arc<Handshakes> {
         Arc::clone(&self.handshakes)
     }
 }
 
-/// The handshakes that have ended, counted; those that failed are logged.
+/// Counts the handshakes that have ended, and logs failed ones.
 pub struct Handshakes {
     ok: AtomicU64,
     failed: AtomicU64,
@@ -160,8 +162,8 @@ impl Tell for Handshakes {
     }
 }
 
-/// The name that a client's certificate gives it: the first URI among its alternative names, or
-/// else the first DNS name.
+/// Returns the name in a client's certificate: the first URI among its subject alternative names,
+/// or else the first DNS name.
 pub fn name(stream: &server::TlsStream<TcpStream>) -> Option<String> {
     let (_, connection) = stream.get_ref();
     let certificate = connection.peer_certificates()?.first()?;
@@ -171,8 +173,8 @@ pub fn name(stream: &server::TlsStream<TcpStream>) -> Option<String> {
     uris.next().or_else(|| names.next()).map(str::to_owned)
 }
 
-/// Returns the name by which a client has to call the server that shows this certificate at this
-/// address. `None`: by the address itself, or the certificate has no name.
+/// Returns the name that a client must use for the server with this certificate at this address.
+/// Returns `None` if the client can use the address, or the certificate has no name.
 pub fn name_for(certificate: &Path, address: IpAddr) -> Option<String> {
     let pem = fs::read(certificate).ok()?;
     let certificate = CertificateDer::from_pem_slice(&pem).ok()?;
@@ -185,15 +187,14 @@ pub fn name_for(certificate: &Path, address: IpAddr) -> Option<String> {
         return None;
     }
     let mut names = certificate.valid_dns_names();
-    // A client may call a wildcard by any name.
+    // A client may use any name that matches a wildcard.
     names.next().map(|name| name.replace('*', "gatekey"))
 }
 
-/// Connects to the server that these settings describe, and to no other: it must have the very
-/// certificate that the settings name.
+/// Connects to a server that must present exactly the certificate in this file.
 ///
 /// # Errors
-/// When it has another, or the certificate cannot be read.
+/// Fails if the server presents another certificate, or the file cannot be read.
 pub async fn connect(
     certificate: &Path,
     stream: TcpStream,
@@ -219,7 +220,7 @@ pub async fn connect(
         .await
 }
 
-/// Takes over what the files hold, whenever that has changed.
+/// Applies the content of the files whenever it has changed.
 async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<ServerConfig>>) {
     let files = Arc::new(files);
     let (mut taken, mut seen) = (loaded, loaded);
@@ -229,7 +230,7 @@ async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<S
             let files = Arc::clone(&files);
             move || files.read()
         });
-        // It fails only while everything stops.
+        // Fails only during shutdown.
         let Ok(read) = read.await else { return };
         let digest = match &read {
             Ok(content) => content.digest(),
@@ -253,16 +254,16 @@ async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<S
     }
 }
 
-/// Where it is.
+/// The paths of the files.
 struct Files {
     cert: PathBuf,
     key: PathBuf,
     client_ca: Option<PathBuf>,
-    /// Whether group and others may have access to the key.
+    /// True if group and others may have access to the key.
     allow_readable: bool,
 }
 
-/// What is there.
+/// The content of the files.
 struct Content {
     cert: Vec<u8>,
     key: Zeroizing<Vec<u8>>,
@@ -270,7 +271,7 @@ struct Content {
 }
 
 impl Content {
-    /// Tells one content from another, without keeping a key.
+    /// Returns a digest to compare contents without keeping a key.
     fn digest(&self) -> blake3::Hash {
         let mut digest = blake3::Hasher::new();
         for part in [
@@ -285,7 +286,7 @@ impl Content {
 }
 
 impl Files {
-    /// The files that the settings name.
+    /// Returns the files that the settings name.
     fn of(config: &Config) -> Result<Option<Self>, StartError> {
         let alone = |variable, path: &Path, missing: &str| {
             Err(StartError::file(
@@ -327,7 +328,7 @@ impl Files {
         })
     }
 
-    /// What connections are encrypted with, by this content.
+    /// Returns the TLS configuration for this content.
     fn server(&self, content: &Content) -> Result<ServerConfig, StartError> {
         let cert = |why: String| StartError::file(CERT, &self.cert, why);
         let key = |why: &str| StartError::file(KEY, &self.key, why.to_owned());
@@ -343,7 +344,7 @@ impl Files {
                     let added = roots.add(ca);
                     added.map_err(|error| wrong(error.to_string()))?;
                 }
-                // A client may have a bearer credential instead.
+                // A client may present a bearer credential instead.
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
                     .allow_unauthenticated()
                     .build()
@@ -373,7 +374,7 @@ impl Files {
     }
 }
 
-/// All certificates, at least one.
+/// Parses all certificates, at least one.
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let found = read.map_err(|_| "it is not PEM")?;
@@ -383,7 +384,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str
     Ok(found)
 }
 
-/// Takes one certificate for good and no other, whatever name the server is called by.
+/// Accepts exactly one certificate, regardless of the server name.
 #[derive(Debug)]
 struct Pinned {
     own: CertificateDer<'static>,

@@ -1,7 +1,8 @@
-//! Serving threads: one single-threaded runtime a core.
+//! Serving threads: one single-threaded runtime per core.
 //!
-//! Each connection is given to the worker that has the fewest, and stays there. (gRPC clients hold
-//! few long connections: a hash over them, as SO_REUSEPORT's, would leave cores idle.)
+//! Each connection is assigned to the worker with the fewest connections, and stays there. gRPC
+//! clients hold few long-lived connections, so a hash over them, as with SO_REUSEPORT, would leave
+//! cores idle.
 
 use std::{
     io,
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::grpc::{House, Peer};
 
-/// A connection on its way to its thread.
+/// A connection that is being passed to its thread.
 type Given = (std::net::TcpStream, SocketAddr, Admitted);
 
 /// The serving threads.
@@ -40,11 +41,11 @@ struct Worker {
 }
 
 impl Workers {
-    /// Starts `count` threads, which serve what they are given until the rules' `stop`, and then
-    /// what is under way until `cut`.
+    /// Starts `count` threads. They accept connections until the rules' `stop` is cancelled, and
+    /// serve open ones until `cut` is cancelled.
     ///
     /// # Errors
-    /// When the machine provides no thread or no runtime.
+    /// Fails if a thread or a runtime cannot be created.
     pub fn start(
         count: usize,
         house: &House,
@@ -82,16 +83,16 @@ impl Workers {
         Ok(Self { threads })
     }
 
-    /// Gives a connection to the worker that has the fewest.
+    /// Passes a connection to the worker with the fewest connections.
     pub fn give(&self, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
         let load = |worker: &&Worker| worker.connections.load(Ordering::Relaxed);
         let Some(least) = self.threads.iter().min_by_key(load) else {
             return;
         };
-        // Taken off this runtime, to be put on the worker's.
+        // Deregistered from this runtime, to be registered with the worker's.
         if let Ok(stream) = stream.into_std() {
             least.connections.fetch_add(1, Ordering::Relaxed);
-            // It fails only while everything stops.
+            // Fails only during shutdown.
             let _ = least.give.send((stream, peer, admitted));
         }
     }
@@ -100,18 +101,18 @@ impl Workers {
     pub fn join(self) {
         for worker in self.threads {
             drop(worker.give);
-            // It ended by a panic, which has been printed.
+            // An error means that the thread panicked; the panic has been printed.
             let _ = worker.thread.join();
         }
     }
 }
 
-/// What a serving thread does.
+/// The state of a serving thread.
 #[derive(Clone)]
 struct Serving {
     house: House,
     connections: Arc<AtomicUsize>,
-    /// Plaintext without it.
+    /// `None` serves plaintext.
     tls: Option<Tls>,
     rules: Rules,
     budget: Budget,
@@ -125,7 +126,7 @@ impl Serving {
         {
             let serving = self.clone();
             open.spawn(async move {
-                // A connection that breaks is its client's to report.
+                // The client reports a broken connection.
                 let _ = serving.serve(stream, peer, admitted).await;
                 serving.connections.fetch_sub(1, Ordering::Relaxed);
             });

@@ -1,16 +1,15 @@
-//! Verified keys in memory, and the guard that keeps what changed from coming back.
+//! The cache of verified keys, and the guard that keeps outdated rows out of it.
 //!
-//! Nothing is ever removed because of a change. Each key, owner and tenant has an epoch, which a
-//! change to it advances; an entry carries the sum of its three epochs and of one for
-//! everything, and counts only while that is still the sum. Epochs only grow, so that an equal sum
-//! means equal epochs.
+//! A change removes no entry. Each key, owner and tenant has an epoch, which each change to it
+//! advances. An entry carries the sum of its three epochs and one global epoch, and is valid only
+//! while the sum is unchanged. Epochs only grow, so that an equal sum means equal epochs.
 //!
-//! The guard against a load that began before a change and ends after it: a change is announced
-//! (`announced`) before it advances epochs, and a loaded row is taken in only if it is as new as
-//! everything announced, looked at after its epochs were read. A load that began before this
-//! process joined the replicas (anew) is not taken in at all: a [`Ticket`] tells.
+//! The guard covers a load that begins before a change and ends after it. A change is announced
+//! (`announced`) before it advances epochs. A loaded row is cached only if it is as new as every
+//! announced change; this is checked after the row's epochs were read. A load that began before
+//! this process last joined the membership is never cached; its [`Ticket`] identifies it.
 //!
-//! Memory answers only while the [`Lease`] is held.
+//! The cache serves entries only while the [`Lease`] is held.
 
 mod epochs;
 #[cfg(test)]
@@ -39,42 +38,44 @@ use crate::{
     meter::{Page, Tally, Tell},
 };
 
-/// What `epochs.rs` counts with; `model.rs` has others.
+/// The atomics of `epochs.rs`; `model.rs` substitutes its own.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 }
 
 pub use self::epochs::Ticket;
 
-/// What an entry takes beside what its standing says: itself, and about 100 bytes for its place, its
-/// counts and what the allocator rounds up. Measured at a million keys: 261 bytes in all, of which
-/// 55 are text (`cargo bench --bench validate -- memory`).
+/// Size of an entry without the heap bytes of its key policy: the entry itself and about 100 bytes
+/// for its slot, its reference counts and allocator rounding. Measured with a million keys: 261
+/// bytes in total, of which 55 are text (`cargo bench --bench validate -- memory`).
 const ENTRY_BYTES: usize = size_of::<Entry>() + 100;
-/// What a usual entry takes in all: the capacity in bytes is this for each entry asked for.
+/// Total size of a typical entry. The capacity in bytes is this size times the configured number of
+/// keys.
 const USUAL_BYTES: usize = 320;
 
-/// How many owners of tenant `system` there are in memory at most: few call by certificates.
+/// Maximum number of cached owners of tenant `system`. It is small because few callers use
+/// certificates.
 const VOUCHERS: usize = 4096;
 
-/// A key in memory, whose secret can be checked by one MAC.
+/// A cached key, whose secret one MAC can check.
 #[derive(Debug)]
 pub struct Entry {
-    /// What the key may do.
+    /// The policy of the key.
     pub standing: Standing,
-    /// The MAC that the right secret has.
+    /// The MAC of the correct secret.
     pub mac: [u8; 32],
     stamp: Stamp,
 }
 
-/// An owner of tenant `system` in memory, for those who come with a certificate.
+/// A cached owner of tenant `system`, for callers that authenticate by certificate.
 #[derive(Debug)]
 pub struct Voucher {
-    /// What the owner may do.
+    /// The policy of the owner.
     pub standing: Standing,
     stamp: Stamp,
 }
 
-/// Verified keys in memory.
+/// A cache of verified keys.
 pub struct Cache {
     entries: QuickCache<KeyId, Arc<Entry>, Bytes, DefaultHashBuilder, Evictions>,
     vouchers: QuickCache<Arc<str>, Arc<Voucher>>,
@@ -85,29 +86,29 @@ pub struct Cache {
     evictions: Evictions,
 }
 
-/// What a look is counted as.
+/// Indexes of the lookup counters.
 const HIT: usize = 0;
 const MISS: usize = 1;
 
-/// What a look into the cache found.
+/// The result of a cache lookup.
 pub enum Look<'a> {
-    /// An entry that counts.
+    /// A valid entry.
     Hit(Arc<Entry>),
-    /// None. Whoever holds the place loads the key, and everybody else waits. Without a lease
-    /// everybody loads.
+    /// No valid entry. The holder of the load slot loads the key, and all other callers wait.
+    /// Without a lease there is no slot, and every caller loads.
     Miss(Option<Place<'a>>),
 }
 
-/// The right to load a key, until it is filled or dropped.
+/// The right to load a key, until the slot is filled or dropped.
 pub struct Place<'a> {
     guard: PlaceholderGuard<'a, KeyId, Arc<Entry>, Bytes, DefaultHashBuilder, Evictions>,
-    /// The entry that counts no more: what it proved is proven for ever.
+    /// The invalidated entry. Its MAC stays proven.
     pub stale: Option<Arc<Entry>>,
 }
 
 impl Cache {
-    /// A cache of about this many usual keys. It keeps nothing before it was [cleared] for the
-    /// first time.
+    /// Returns a cache for about this many typical keys. It keeps nothing until it has been
+    /// [cleared] for the first time.
     ///
     /// [cleared]: Cache::clear
     #[must_use]
@@ -131,43 +132,43 @@ impl Cache {
         }
     }
 
-    /// How many entries there are, those that count no more among them.
+    /// Returns the number of entries, including invalidated ones.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// What a test has put in.
+    /// Returns the failpoint that a test enabled.
     #[must_use]
     pub fn faults(&self) -> Faults {
         self.faults
     }
 
-    /// Until when what is in memory may be answered by.
+    /// Returns the lease, which limits how long cached entries may be served.
     #[must_use]
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// The entry of a key, if there is one that counts and the lease is held.
+    /// Returns the entry of a key if it is valid and the lease is held.
     #[must_use]
     pub fn get(&self, id: KeyId, clock: &dyn Clock) -> Option<Arc<Entry>> {
         let hit = self.under_lease(clock, || {
             let entry = self.entries.get(&id)?;
             self.epochs.counts(id, entry.stamp).then_some(entry)
         })?;
-        // A miss is counted by the look that follows.
+        // The lookup that follows counts the miss.
         self.looks.add(HIT, 1);
         Some(hit)
     }
 
-    /// The entry of a key, or the right to load it. Waits while somebody else does.
+    /// Returns the entry of a key, or the right to load it. Waits while another caller loads it.
     pub async fn look(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
         let look = self.look_up(id, clock).await;
         let hit = matches!(look, Look::Hit(_));
@@ -202,21 +203,20 @@ impl Cache {
         }
     }
 
-    /// The MAC of a key that is in memory, whether or not the rest of it counts: what was proven
-    /// is proven for ever.
+    /// Returns the MAC of a cached key, even if its entry is invalid: a proven MAC stays proven.
     #[must_use]
     pub fn proven(&self, id: KeyId) -> Option<[u8; 32]> {
         self.entries.get(&id).map(|entry| entry.mac)
     }
 
-    /// To be asked for before a load begins.
+    /// Returns a ticket, which the caller must take before it begins a load.
     #[must_use]
     pub fn ticket(&self) -> Ticket {
         self.epochs.ticket()
     }
 
-    /// Makes an entry of a key that was loaded when the log's head was `head`, and says whether it
-    /// may be kept: it may not when it could be older than a change announced since.
+    /// Returns an entry for a key that was loaded when the log's head was `head`, and whether it
+    /// may be cached. It may not if it could be older than a change announced since.
     #[must_use]
     pub fn entry(
         &self,
@@ -236,7 +236,8 @@ impl Cache {
         (Arc::new(entry), kept)
     }
 
-    /// The owner of this name in tenant `system`, if it is in memory, counts, and the lease is held.
+    /// Returns the owner of this name in tenant `system` if it is cached and valid and the lease is
+    /// held.
     #[must_use]
     pub fn voucher(&self, owner: &str, clock: &dyn Clock) -> Option<Arc<Voucher>> {
         self.under_lease(clock, || {
@@ -246,10 +247,11 @@ impl Cache {
         })
     }
 
-    /// Takes in an owner that was loaded when the log's head was `head`. It is kept unless it could
-    /// be older than a change announced since.
+    /// Returns an entry for an owner that was loaded when the log's head was `head`. Caches it
+    /// unless it could be older than a change announced since.
     pub fn take_voucher(&self, standing: Standing, head: i64, ticket: Ticket) -> Arc<Voucher> {
-        // An owner has no key: that epoch, too, tells of a change, though of none of its own.
+        // An owner has no key. Changes to the epoch of `KeyId::NONE` invalidate it, too, although
+        // none of them is its own.
         let (stamp, current) = self.epochs.stamp(KeyId::NONE, &standing, head, ticket);
         let voucher = Arc::new(Voucher { standing, stamp });
         if current || self.faults.has(Fault::NoFillGuard) {
@@ -259,19 +261,19 @@ impl Cache {
         voucher
     }
 
-    /// Keeps an entry that nobody holds the place of.
+    /// Caches an entry for which no caller holds a load slot.
     pub fn insert(&self, id: KeyId, entry: Arc<Entry>) {
         self.entries.insert(id, entry);
     }
 
-    /// Makes everything that a change touched count no more. To be called after its commit and
-    /// before anybody is told of it.
+    /// Invalidates everything that a change touched. Must be called after the change is committed
+    /// and before anybody is notified of it.
     pub fn apply(&self, revision: i64, touched: &Touched) {
         self.epochs.apply(revision, touched);
     }
 
-    /// Makes everything count no more: what is loaded from now on is as new as `head`. To be
-    /// called after the replicas have been joined.
+    /// Invalidates everything. Entries loaded from now on are as new as `head`. Must be called
+    /// after this process has joined the membership.
     pub fn clear(&self, head: i64) {
         let joined_before = self.ticket() != NEVER_JOINED;
         if !(joined_before && self.faults.has(Fault::JoinKeeps)) {
@@ -279,7 +281,7 @@ impl Cache {
         }
     }
 
-    /// What `find` finds, if the lease is held until it has been found.
+    /// Returns the result of `find` if the lease is still held after `find` has returned.
     fn under_lease<T>(&self, clock: &dyn Clock, find: impl FnOnce() -> Option<T>) -> Option<T> {
         let deadline = self.lease.deadline();
         let found = find()?;
@@ -292,9 +294,9 @@ impl Cache {
 }
 
 impl Place<'_> {
-    /// Fills the place, for those who wait, too.
+    /// Caches the entry and hands it to the callers that wait for it.
     pub fn fill(self, entry: Arc<Entry>) {
-        // It fails if another was put there meanwhile, which is then as good.
+        // This fails if another entry was inserted meanwhile, which is equally good.
         let _ = self.guard.insert(entry);
     }
 }
@@ -335,14 +337,14 @@ impl Tell for Cache {
     }
 }
 
-/// Counts what leaves for want of room.
+/// Counts evictions.
 #[derive(Clone, Default)]
 struct Evictions(Arc<AtomicU64>);
 
 type Dropped = DefaultLifecycle<KeyId, Arc<Entry>>;
 
 impl Lifecycle<KeyId, Arc<Entry>> for Evictions {
-    /// What is dropped only once no lock is held.
+    /// The evicted entries, which are dropped only when no lock is held.
     type RequestState = <Dropped as Lifecycle<KeyId, Arc<Entry>>>::RequestState;
 
     fn on_evict(&self, state: &mut Self::RequestState, id: KeyId, entry: Arc<Entry>) {
@@ -351,7 +353,7 @@ impl Lifecycle<KeyId, Arc<Entry>> for Evictions {
     }
 }
 
-/// How much of the capacity an entry takes.
+/// Weighs an entry by its size in bytes.
 #[derive(Clone)]
 struct Bytes;
 
@@ -390,7 +392,7 @@ mod tests {
         })
     }
 
-    /// A clock that stands still.
+    /// A clock that does not advance.
     struct Still;
 
     impl Clock for Still {
@@ -403,7 +405,7 @@ mod tests {
         }
     }
 
-    /// A cache that was joined at revision 0 and holds the lease.
+    /// Returns a cache that joined at revision 0 and holds the lease.
     fn leased() -> Cache {
         let cache = Cache::new(100, Faults::NONE);
         cache.clear(0);
@@ -444,7 +446,7 @@ mod tests {
             assert!(cache.voucher("alice", &Still).is_some());
             cache.apply(6, &change);
             assert!(cache.voucher("alice", &Still).is_none());
-            // What was loaded before the change is used, and not kept.
+            // An owner that was loaded before the change is returned but not cached.
             cache.take_voucher(standing(), 5, cache.ticket());
             assert!(cache.voucher("alice", &Still).is_none());
             cache.take_voucher(standing(), 6, cache.ticket());
@@ -466,7 +468,7 @@ mod tests {
             assert!(cache.get(id(), &Still).is_some());
             cache.apply(7, &change);
             assert!(cache.get(id(), &Still).is_none());
-            // What it proved is proven for ever.
+            // The MAC stays proven.
             assert_eq!(
                 place(&cache).await.stale.map(|stale| stale.mac),
                 Some([1; 32])
@@ -477,12 +479,12 @@ mod tests {
     #[tokio::test]
     async fn a_load_that_began_before_a_change_cannot_put_the_old_row_back() {
         for change in changes() {
-            // The change comes between the load and the entry …
+            // The change occurs between the load and the creation of the entry.
             let cache = leased();
             cache.apply(6, &change);
             let (_, keep) = entry(&cache);
             assert!(!keep);
-            // … or between the entry and its place.
+            // The change occurs between the creation of the entry and its insertion.
             let cache = leased();
             let (entry, keep) = entry(&cache);
             assert!(keep);
@@ -512,11 +514,11 @@ mod tests {
         let cache = leased();
         place(&cache).await.fill(entry(&cache).0);
         assert!(cache.get(id(), &Still).is_some());
-        // It lasts until its deadline, which is past when it is reached.
+        // The lease has ended when the clock reaches its deadline.
         cache.lease().grant(Still.uptime());
         assert!(cache.get(id(), &Still).is_none());
         assert!(matches!(cache.look(id(), &Still).await, Look::Miss(None)));
-        // What was proven is proven for ever.
+        // The MAC stays proven.
         assert_eq!(cache.proven(id()), Some([1; 32]));
         cache
             .lease()
@@ -532,7 +534,7 @@ mod tests {
         assert!(!entry(&cache).1);
         let (cache, ticket) = (leased(), leased().ticket());
         place(&cache).await.fill(entry(&cache).0);
-        // A failover lost what came after revision 3.
+        // A failover lost the changes after revision 3.
         cache.clear(3);
         assert!(cache.get(id(), &Still).is_none());
         assert!(!cache.entry(id(), standing(), [1; 32], 5, ticket).1);

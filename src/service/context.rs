@@ -3,7 +3,7 @@
 use super::presence::{Gone, Presence};
 use crate::domain::caller::Caller;
 
-/// The caller of an administrative call, and whether it still waits for the answer.
+/// The caller of an administrative call, and whether it still waits for the response.
 #[derive(Clone, Debug)]
 pub struct CallContext {
     pub caller: Caller,
@@ -11,7 +11,7 @@ pub struct CallContext {
 }
 
 impl CallContext {
-    /// Returns the context of a caller who waits for ever.
+    /// Returns the context of a caller that waits forever.
     #[must_use]
     pub fn patient(caller: Caller) -> Self {
         Self {
@@ -20,14 +20,14 @@ impl CallContext {
         }
     }
 
-    /// Runs `work` while the caller waits. Once it is gone, `work` is dropped.
+    /// Runs `work` while the caller waits. Drops `work` when the caller is gone.
     ///
     /// # Errors
-    /// The reason why the caller does not wait any more.
+    /// Returns the reason why the caller no longer waits.
     pub async fn while_present<T>(&self, work: impl Future<Output = T>) -> Result<T, Gone> {
         self.presence.check()?;
         tokio::select! {
-            // First, so that nothing goes on for a caller who is gone already.
+            // Polled first, so that nothing runs for a caller that is already gone.
             biased;
             gone = self.presence.gone() => Err(gone),
             done = work => Ok(done),

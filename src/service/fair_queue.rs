@@ -1,9 +1,10 @@
 //! A concurrency limit with bounded, fair queues.
 //!
 //! Requests wait in lanes, and in each lane by requester. A free permit goes to the next lane of a
-//! fixed schedule that has requests waiting, and there to the requesters in turn. So a requester
-//! with many requests delays its own, and a lane with many requests delays no other lane for longer
-//! than the schedule says. A request that is dropped while it waits leaves the queue at once.
+//! fixed schedule that has waiting requests, and within that lane to the requesters in turn.
+//! Therefore a requester with many requests delays its own requests. A lane with many requests
+//! delays another lane no longer than the schedule defines. A request that is dropped while it
+//! waits leaves the queue at once.
 
 use std::{
     array,
@@ -15,7 +16,7 @@ use std::{
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-/// As many requests wait as may, of this requester or of all.
+/// The rejection of a request because its requester or its lane has too many waiting requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("too many requests are waiting already")]
 pub struct QueueFull;
@@ -23,11 +24,11 @@ pub struct QueueFull;
 /// The bounds of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Permits at once, of all lanes together.
+    /// Maximum number of concurrent permits, over all lanes.
     pub running: usize,
-    /// Requests that may wait in each lane.
+    /// Maximum number of waiting requests per lane.
     pub waiting: usize,
-    /// Requests of one requester that may wait in each lane.
+    /// Maximum number of waiting requests per requester and lane.
     pub waiting_each: usize,
 }
 
@@ -36,19 +37,19 @@ pub struct Bounds {
 pub struct Load {
     pub running: usize,
     pub waiting: usize,
-    /// Requests that were refused since the start.
+    /// Requests that were rejected since the start.
     pub refused: u64,
 }
 
-/// A fair queue with lanes `0..LANES`, whose requesters are known by `K`.
+/// A fair queue with lanes `0..LANES`, whose requesters are identified by `K`.
 pub struct FairQueue<K: Requester, const LANES: usize>(Arc<Shared<K, LANES>>);
 
-/// A name that requests of one requester have in common.
+/// An identifier shared by all requests of one requester.
 pub trait Requester: Clone + Eq + Hash + Send + 'static {}
 
 impl<K: Clone + Eq + Hash + Send + 'static> Requester for K {}
 
-/// Permission to run, given back when dropped. It can be sent to another thread.
+/// Permission to run, released when dropped. It can be sent to another thread.
 pub struct Permit<K: Requester, const LANES: usize> {
     queue: Arc<Shared<K, LANES>>,
     lane: usize,
@@ -64,14 +65,14 @@ struct Shared<K: Requester, const LANES: usize> {
 struct State<K: Requester, const LANES: usize> {
     free: usize,
     lanes: [Lane<K, LANES>; LANES],
-    /// The place in the schedule where the next choice begins.
+    /// The position in the schedule where the next choice begins.
     next: usize,
     tickets: u64,
 }
 
 struct Lane<K: Requester, const LANES: usize> {
     waiting: HashMap<K, VecDeque<Ticket<K, LANES>>>,
-    /// The requesters that have requests waiting; the first one is next.
+    /// The requesters that have waiting requests; the first one is next.
     turns: VecDeque<K>,
     length: usize,
     running: usize,
@@ -84,7 +85,7 @@ struct Ticket<K: Requester, const LANES: usize> {
     grant: oneshot::Sender<Permit<K, LANES>>,
 }
 
-/// Takes a request out of the queue when dropped.
+/// Removes a request from the queue when dropped.
 struct Waiting<'a, K: Requester, const LANES: usize> {
     queue: &'a Shared<K, LANES>,
     lane: usize,
@@ -112,13 +113,13 @@ impl<K: Requester, const LANES: usize> FairQueue<K, LANES> {
     /// Waits for a permit.
     ///
     /// # Errors
-    /// [`QueueFull`] at once, when as many requests wait as may; later, when another requester with
-    /// fewer requests needs the place.
+    /// Returns [`QueueFull`] at once if too many requests wait. Returns it later if another
+    /// requester with fewer requests needs the place.
     pub async fn enter(&self, lane: usize, requester: K) -> Result<Permit<K, LANES>, QueueFull> {
         let mut waiting = {
             let mut state = self.0.lock();
             if state.free > 0 {
-                // Nobody waits: a permit that is given back goes to the next request.
+                // No request waits, because a released permit goes to the next waiting request.
                 state.free -= 1;
                 state.lanes[lane].running += 1;
                 return Ok(self.0.permit(lane));
@@ -153,7 +154,7 @@ impl<K: Requester, const LANES: usize> FairQueue<K, LANES> {
 
 impl<K: Requester, const LANES: usize> Shared<K, LANES> {
     fn lock(&self) -> MutexGuard<'_, State<K, LANES>> {
-        // No holder leaves it half changed.
+        // A poisoned lock is usable, because no holder leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,7 +179,8 @@ impl<K: Requester, const LANES: usize> Drop for Permit<K, LANES> {
             next
         };
         if let Some((lane, grant)) = next {
-            // If the request was dropped meanwhile, so is the permit, and the next one gets it.
+            // If the request was dropped meanwhile, the permit is dropped and passes to the next
+            // one.
             let _ = grant.send(self.queue.permit(lane));
         }
     }
@@ -189,7 +191,7 @@ impl<K: Requester, const LANES: usize> Drop for Waiting<'_, K, LANES> {
         let mut state = self.queue.lock();
         let removed = state.lanes[self.lane].remove(&self.requester, self.number);
         drop(state);
-        // Its receiver is in here, and a permit that was sent to it is given back after the lock.
+        // `self` owns the receiver: a permit that was sent to it is released after the lock.
         drop(removed);
     }
 }
@@ -197,7 +199,7 @@ impl<K: Requester, const LANES: usize> Drop for Waiting<'_, K, LANES> {
 type Grant<K, const LANES: usize> = oneshot::Sender<Permit<K, LANES>>;
 
 impl<K: Requester, const LANES: usize> State<K, LANES> {
-    /// Takes out the request that gets the next permit, with its lane.
+    /// Removes the request that gets the next permit, and returns it with its lane.
     fn pop(&mut self, schedule: &[usize]) -> Option<(usize, Grant<K, LANES>)> {
         for step in 0..schedule.len() {
             let place = (self.next + step) % schedule.len();
@@ -223,8 +225,8 @@ impl<K: Requester, const LANES: usize> Default for Lane<K, LANES> {
 }
 
 impl<K: Requester, const LANES: usize> Lane<K, LANES> {
-    /// Makes sure that one more request of this requester may wait. In a full lane the requester
-    /// with the most requests loses its newest one to a requester that has fewer.
+    /// Ensures that one more request of this requester can wait. In a full lane the requester with
+    /// the most requests loses its newest one to a requester that has fewer.
     fn make_room(&mut self, requester: &K, bounds: &Bounds) -> Result<(), QueueFull> {
         let own = self.waiting.get(requester).map_or(0, VecDeque::len);
         if own < bounds.waiting_each {
@@ -233,7 +235,7 @@ impl<K: Requester, const LANES: usize> Lane<K, LANES> {
             }
             let longest = self.waiting.values_mut().max_by_key(|queue| queue.len());
             if let Some(queue) = longest.filter(|queue| queue.len() > own + 1) {
-                // Its sender is dropped, which tells the request that it is refused.
+                // This drops its sender, which rejects the request.
                 queue.pop_back();
                 self.length -= 1;
                 self.refused += 1;
@@ -303,7 +305,7 @@ mod tests {
         Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    /// A request that waits in the queue.
+    /// Returns a request that waits in the queue.
     fn wait<'a, const LANES: usize>(
         queue: &'a Queue<LANES>,
         lane: usize,
@@ -314,7 +316,7 @@ mod tests {
         entering
     }
 
-    /// Gives the permit back, and returns the place of the request that has it next.
+    /// Releases the permit, and returns the index of the request that gets it next.
     fn next<const LANES: usize>(
         permit: &mut Option<Permit<&'static str, LANES>>,
         waiting: &mut [Option<Entering<'_, LANES>>],
@@ -361,10 +363,10 @@ mod tests {
         let _running = queue.enter(0, "first").await;
         let _waiting: Vec<_> = (0..2).map(|_| wait(&queue, 0, "a")).collect();
         let mut third = wait(&queue, 0, "a");
-        // Of this requester.
+        // The requester has too many waiting requests.
         assert_eq!(queue.enter(0, "a").await.err(), Some(QueueFull));
         let _other = wait(&queue, 0, "b");
-        // The lane is full: the newest request of the one that has the most makes room.
+        // The lane is full: the requester with the most requests loses its newest one.
         let _its_next = wait(&queue, 0, "b");
         assert!(matches!(poll(&mut third), Poll::Ready(Err(QueueFull))));
         assert_eq!(queue.enter(0, "b").await.err(), Some(QueueFull));
@@ -385,7 +387,7 @@ mod tests {
         assert_eq!(queue.load()[0].waiting, 1);
         let late = wait(&queue, 0, "a");
         drop(permit);
-        // It has the permit, and passes it on without having used it.
+        // The request gets the permit and passes it on without using it.
         let granted = poll(&mut other);
         assert!(matches!(granted, Poll::Ready(Ok(_))));
         drop(granted);

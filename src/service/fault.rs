@@ -1,32 +1,32 @@
-//! Faults that tests put in, to see that they would notice. A release build has none.
+//! Failpoints: faults that tests enable to check that they detect them. A release build has none.
 
 use std::env;
 
-/// One thing done wrong: each of these breaks the promise of revocation.
+/// A fault that breaks the guarantee of revocation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// A renewal grants the lease though what it saw of the log is not applied.
+    /// A renewal grants the lease although the log entries that it saw are not applied.
     NoFence,
-    /// The lease is counted from the renewal's answer.
+    /// The lease is counted from the renewal's response instead of its request.
     LeaseFromAnswer,
     /// Joining grants a lease.
     JoinGrants,
-    /// Joining anew leaves in memory what was there.
+    /// Joining again keeps the existing cache entries.
     JoinKeeps,
     /// Events are acknowledged before they are applied.
     AcknowledgeFirst,
-    /// A row is kept in memory that is older than what was applied.
+    /// A row that is older than the applied events is cached.
     NoFillGuard,
-    /// Memory answers without a lease.
+    /// The cache serves entries without a lease.
     NoLeaseCheck,
     /// A revocation does not wait as long as a lease can last.
     ShortWait,
-    /// Revoking a revoked key waits for nobody.
+    /// Revoking a revoked key waits for no replica.
     NoSecondWait,
 }
 
 impl Fault {
-    /// All of them.
+    /// All failpoints.
     pub const ALL: [Self; 9] = [
         Self::NoFence,
         Self::LeaseFromAnswer,
@@ -40,22 +40,22 @@ impl Fault {
     ];
 }
 
-/// The fault that was put in, if one was.
+/// The enabled failpoint, if any.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Faults(Option<Fault>);
 
 impl Faults {
-    /// As it should be.
+    /// No failpoint.
     pub const NONE: Self = Self(None);
 
-    /// With this fault, in a debug build.
+    /// Enables this failpoint in a debug build.
     #[must_use]
     pub const fn with(fault: Fault) -> Self {
         Self(Some(fault))
     }
 
-    /// What `GATEKEY_FAULT` asks for, in a debug build: `no-lease-check` is what a test of whole
-    /// processes needs.
+    /// Returns the failpoint that `GATEKEY_FAULT` names, in a debug build. Tests of whole processes
+    /// need only `no-lease-check`.
     #[must_use]
     pub fn from_env() -> Self {
         let asked = cfg!(debug_assertions).then(|| env::var("GATEKEY_FAULT").ok());
@@ -65,7 +65,7 @@ impl Faults {
         }
     }
 
-    /// Whether this fault was put in.
+    /// Returns true if this failpoint is enabled.
     #[must_use]
     pub fn has(self, fault: Fault) -> bool {
         cfg!(debug_assertions) && self.0 == Some(fault)

@@ -1,7 +1,7 @@
-//! The lease: until when this process may answer from memory.
+//! The lease: the time until which this process may serve cached entries.
 //!
-//! To be read in this order: the deadline, then what is in memory, then the clock. What was in
-//! memory while the clock was before the deadline was true then.
+//! Callers read the deadline first, then the cache, then the clock. An entry that was cached while
+//! the clock was before the deadline was valid at that time.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -10,14 +10,14 @@ use std::{
 
 use crate::domain::clock::Clock;
 
-/// A lease, granted again and again by what keeps memory true.
+/// A lease, which the code that keeps the cache up to date renews repeatedly.
 #[derive(Debug, Default)]
 pub struct Lease {
-    /// In microseconds of [`Clock::uptime`]; 0: there is none.
+    /// Microseconds of [`Clock::uptime`]; 0 means no lease.
     until: AtomicU64,
 }
 
-/// Until when the lease was held when it was looked at.
+/// The end of the lease at the time when it was read.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     until: u64,
@@ -29,12 +29,12 @@ impl Lease {
         self.until.store(micros(until), Ordering::SeqCst);
     }
 
-    /// Ends it.
+    /// Ends the lease.
     pub fn end(&self) {
         self.until.store(0, Ordering::SeqCst);
     }
 
-    /// Until when it is held.
+    /// Returns the end of the lease.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
         Deadline {
@@ -44,13 +44,13 @@ impl Lease {
 }
 
 impl Deadline {
-    /// Whether it has not been reached by this clock.
+    /// Returns true if the clock has not reached the deadline.
     #[must_use]
     pub fn is_ahead(self, clock: &dyn Clock) -> bool {
         micros(clock.uptime()) < self.until
     }
 
-    /// How long it is until then; zero when it is past.
+    /// Returns the time left until the deadline, or zero if it has passed.
     #[must_use]
     pub fn left(self, clock: &dyn Clock) -> Duration {
         Duration::from_micros(self.until.saturating_sub(micros(clock.uptime())))

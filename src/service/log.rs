@@ -1,6 +1,7 @@
-//! The log, read: pages of it for auditors, a stream of it for those who follow.
+//! Reads the event log: pages of it for auditors, a stream of it for followers.
 //!
-//! Followers look when this process has seen the log grow, whoever changed what: one looks for all.
+//! Followers read when this process has seen the log grow, whichever replica made the change. One
+//! reader watches the log for all followers.
 
 use std::sync::Arc;
 
@@ -23,16 +24,16 @@ use crate::{
     store::{EventQuery, LogPosition, Store, StoreError},
 };
 
-/// How many events a follower reads at once.
+/// Maximum number of events that a follower reads in one query.
 const BATCH: u32 = 200;
-/// How many events may wait for a slow subscriber before the follower waits, too.
+/// Maximum number of events buffered for a slow subscriber before the follower waits.
 const AHEAD: usize = 64;
-/// How many may follow at once: each of them looks by itself.
+/// Maximum number of concurrent followers; each one queries the database separately.
 const FOLLOWERS_MAX: usize = 256;
-/// The most of them by one caller, so that none keeps the others out.
+/// Maximum number of followers per caller, so that one caller cannot exclude the others.
 const FOLLOWERS_MAX_PER_CALLER: usize = 16;
 
-/// Reads the log.
+/// Reads the event log.
 pub struct Log {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -41,7 +42,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// The log in `store`; `grown` tells when it has grown.
+    /// Returns a reader of the log in `store`; `grown` signals that the log has grown.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, grown: watch::Receiver<i64>) -> Self {
         Self {
@@ -52,21 +53,22 @@ impl Log {
         }
     }
 
-    /// Events, newest first.
+    /// Returns events, newest first.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// Returns an error if the database does not respond.
     pub async fn list(&self, query: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
         self.store.list_events(query, page).await
     }
 
-    /// Sends events, oldest first, as they come, until the receiver is dropped or `stop` is
-    /// cancelled, and returns where the log ends now. Ends after an error, which it sends: also when
-    /// the caller loses the right, or the log becomes another or shorter.
+    /// Sends new events, oldest first, until the receiver is dropped or `stop` is cancelled.
+    /// Returns the current end of the log, and the receiver. The stream ends after an error, which
+    /// it sends. The loss of the caller's permission, a replaced log and a shorter log are such
+    /// errors.
     ///
     /// # Errors
-    /// When the caller may not read these events, as many follow as may, or the log does not go
-    /// that far.
+    /// Returns an error if the caller may not read these events, too many followers exist, or the
+    /// log ends before the requested revision.
     pub async fn follow(
         &self,
         mut watch: Watch,
@@ -94,21 +96,21 @@ impl Log {
     }
 }
 
-/// Who wants to know of which events.
+/// A caller and the events that it subscribes to.
 #[derive(Clone, Debug)]
 pub struct Watch {
     pub caller: Caller,
-    /// `None`: every tenant whose events the caller may read.
+    /// `None` means every tenant whose events the caller may read.
     pub tenant: Option<String>,
-    /// The first revision wanted.
+    /// The first requested revision.
     pub from: i64,
-    /// Which log the revision is of; `None`: whichever there is.
+    /// The log that the revision belongs to; `None` means the existing one.
     pub store_id: Option<String>,
 }
 
 impl Watch {
-    /// Checks that the log is the one that is meant, and that it goes up to what is wanted: a
-    /// restored backup does neither.
+    /// Checks that the log is the requested one and reaches the requested revision. A restored
+    /// backup meets neither condition.
     fn admit(&self, position: &LogPosition) -> Result<(), Refused> {
         let LogPosition { store_id, head } = position;
         if self
@@ -136,12 +138,12 @@ struct Follower {
 impl Follower {
     async fn run(mut self) {
         while !self.sender.is_closed() {
-            // Seen before looking, so that a change during the look is looked for again.
+            // Marked before the read, so that a change during the read causes another read.
             self.grown.mark_unchanged();
             match self.send_new().await {
                 Ok(()) => {}
                 Err(refused) => {
-                    // Gone already: nobody is to be told.
+                    // A failed send means that the receiver is gone and nobody needs the error.
                     let _ = self.sender.send(Err(refused)).await;
                     return;
                 }
@@ -155,7 +157,7 @@ impl Follower {
         }
     }
 
-    /// Sends what is new to the caller as of now.
+    /// Sends the new events that the caller may currently read.
     async fn send_new(&mut self) -> Result<(), Refused> {
         let position = self.store.position().await?;
         self.watch.admit(&position)?;
@@ -167,7 +169,8 @@ impl Follower {
                 .store
                 .follow_events(&of, self.watch.from, BATCH)
                 .await?;
-            // The caller as of after the events: none is told that came after the right was lost.
+            // Reloads the caller after the events: no event is sent that occurred after the
+            // permission was lost.
             self.watch.caller = self.caller_now().await?;
             if self.watch.caller != caller {
                 continue;

@@ -1,10 +1,9 @@
-//! The rooms: what gatekey does.
+//! The service layer.
 //!
-//! [`validator`] decides, [`keyring`] changes, [`log`] tells what changed, [`replica`] keeps memory
-//! true, [`warm`] fills it before anybody asks, [`usage`] gathers when keys are used, [`repepper`]
-//! moves keys to the current pepper. They
-//! share the store, the [`cache`] and the domain, and do not know
-//! each other.
+//! [`validator`] decides about keys, [`keyring`] changes them, [`log`] reads the event log,
+//! [`replica`] keeps the cache up to date, [`warm`] fills the cache before the first request,
+//! [`usage`] records uses of keys, and [`repepper`] migrates keys to the current pepper. They share
+//! the database, the [`cache`] and the domain, and do not depend on each other.
 
 pub mod cache;
 pub mod context;

@@ -1,8 +1,8 @@
-//! Checks at startup that the peppers are those that the database was used with.
+//! Checks at startup that the peppers are the ones that the database was used with.
 //!
-//! Each pepper has a record: a check value, which a wrong pepper cannot make, and the revision up to
-//! which keys may have no MAC under a known pepper. The check value covers that revision, so that
-//! whoever writes to the database cannot raise it.
+//! Each pepper has a record: a check value, which a wrong pepper cannot produce, and the revision
+//! up to which keys may have no MAC under a known pepper. The check value covers that revision, so
+//! that write access to the database is not enough to raise it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use crate::{
     store::{PepperCheck, Store, StoreError},
 };
 
-/// Why these peppers must not be used with this database.
+/// The reason why these peppers must not be used with this database.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Unfit {
     #[error("the pepper {0} is not the one that the store knows by that id")]
@@ -30,7 +30,7 @@ pub enum Unfit {
     Dropped(String),
 }
 
-/// Why the peppers could not be admitted.
+/// The reason why the peppers were not accepted.
 #[derive(Debug, Error)]
 pub enum PepperMismatch {
     #[error(transparent)]
@@ -39,11 +39,11 @@ pub enum PepperMismatch {
     Store(#[from] StoreError),
 }
 
-/// Checks that the peppers are those that the database was used with, records new ones, and returns
-/// them with what their records say.
+/// Checks that the peppers are the ones that the database was used with, and records new ones.
+/// Returns the peppers with the data of their records. Without any pepper nothing is checked.
 ///
 /// # Errors
-/// See [`PepperMismatch`]. Without any pepper nothing is checked.
+/// Returns a [`PepperMismatch`] if the peppers do not fit or the database fails.
 pub async fn check(
     store: &dyn Store,
     clock: &dyn Clock,
@@ -85,7 +85,7 @@ pub async fn check(
     Ok(peppers.expect_argon2(until, older))
 }
 
-/// The records of those of our peppers that have none yet.
+/// Returns records for the configured peppers that have none yet.
 fn unrecorded(
     head: i64,
     known: &[PepperCheck],
@@ -95,8 +95,8 @@ fn unrecorded(
         let check = peppers.check(&record.pepper_id, record.argon2_until)?;
         Some((record, check == *record.check_value))
     });
-    // What a pepper allowed the next one allows, too. The first one ever, or after all were
-    // forgotten, finds keys that were made without it.
+    // A new pepper inherits the revision of the recorded ones. The first pepper, or the first one
+    // after all were forgotten, finds keys that were created without it.
     let mut until = if known.is_empty() { Some(head) } else { None };
     for (record, right) in ours {
         if !right {
@@ -124,7 +124,7 @@ fn unrecorded(
     Ok(records.collect())
 }
 
-/// Checks that no working key is under a recorded pepper that the file does not have.
+/// Checks that no working key uses a recorded pepper that is missing from the file.
 async fn admit_dropped(
     store: &dyn Store,
     clock: &dyn Clock,

@@ -1,7 +1,7 @@
-//! The presence of a caller: whether anyone still waits for the answer to a call.
+//! The presence of a caller: whether the caller still waits for the response to a call.
 //!
-//! The connection holds the guard while it waits for the answer; the work holds the presence and
-//! checks it before each step that should not be taken for nobody, such as a hash or a COMMIT.
+//! The connection holds the guard while it waits for the response. The work holds the presence and
+//! checks it before each step that must not run for an absent caller, such as a hash or a COMMIT.
 
 use std::future::pending;
 
@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio::time::{self, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The reason why nobody waits for an answer any more.
+/// The reason why the caller no longer waits for a response.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum Gone {
     #[error("the caller has cancelled the call, or its connection is lost")]
@@ -18,20 +18,20 @@ pub enum Gone {
     DeadlinePassed,
 }
 
-/// The presence of one call's caller. Clones share it.
+/// The presence of one call's caller, shared by its clones.
 #[derive(Clone, Debug, Default)]
 pub struct Presence {
     left: CancellationToken,
     deadline: Option<Instant>,
 }
 
-/// Marks the caller as gone when it is dropped, unless the call was answered before.
+/// Marks the caller as gone when dropped, unless the call was answered before.
 #[derive(Debug)]
 pub struct PresenceGuard(DropGuard);
 
 impl Presence {
-    /// Returns the presence of a caller who waits until `deadline`, and the guard that the part
-    /// which waits for the answer holds. [`Presence::default`] is a caller who waits for ever.
+    /// Returns the presence of a caller that waits until `deadline`, and the guard for the code
+    /// that waits for the response. [`Presence::default`] is a caller that waits forever.
     #[must_use]
     pub fn new(deadline: Option<Instant>) -> (Self, PresenceGuard) {
         let left = CancellationToken::new();
@@ -48,7 +48,7 @@ impl Presence {
     /// Checks that the caller still waits.
     ///
     /// # Errors
-    /// The reason why it does not.
+    /// Returns the reason why it does not.
     pub fn check(&self) -> Result<(), Gone> {
         if self.left.is_cancelled() {
             return Err(Gone::Left);
@@ -76,7 +76,7 @@ impl Presence {
 }
 
 impl PresenceGuard {
-    /// Ends the guard without a mark, because the answer was handed over.
+    /// Disarms the guard, because the response was handed over.
     pub fn answered(self) {
         self.0.disarm();
     }

@@ -1,5 +1,5 @@
-//! A limit on how many things exist at once, with a smaller limit for each of those who hold them,
-//! so that one holder cannot take all places.
+//! A limit on the number of concurrent items, with a smaller limit per holder, so that one holder
+//! cannot take all places.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Places for everybody, of which each holder may have some.
+/// A number of places, of which each holder may take some.
 pub struct Quota<K> {
     max: usize,
     each: usize,
@@ -22,14 +22,14 @@ struct Held<K> {
     by: HashMap<K, usize>,
 }
 
-/// One place, released when it is dropped.
+/// One place, released when dropped.
 pub struct Share<K: Eq + Hash> {
     quota: Arc<Quota<K>>,
     holder: K,
 }
 
 impl<K: Eq + Hash + Clone> Quota<K> {
-    /// Returns a quota of `max` places, of which each holder may have `each`.
+    /// Returns a quota of `max` places, at most `each` per holder.
     #[must_use]
     pub fn new(max: usize, each: usize) -> Arc<Self> {
         let held = Held {
@@ -44,8 +44,8 @@ impl<K: Eq + Hash + Clone> Quota<K> {
         })
     }
 
-    /// Takes a place for this holder. Returns `None` when the holder has as many as it may have, or
-    /// all places are taken.
+    /// Takes a place for this holder. Returns `None` if the holder has reached its limit or all
+    /// places are taken.
     #[must_use]
     pub fn try_take(self: &Arc<Self>, holder: &K) -> Option<Share<K>> {
         let mut held = self.held();
@@ -60,7 +60,7 @@ impl<K: Eq + Hash + Clone> Quota<K> {
         })
     }
 
-    /// Waits for a place.
+    /// Waits until a place is free, and takes it for this holder.
     pub async fn take(self: &Arc<Self>, holder: &K) -> Share<K> {
         loop {
             let released = self.released.notified();
@@ -74,7 +74,7 @@ impl<K: Eq + Hash + Clone> Quota<K> {
 
 impl<K> Quota<K> {
     fn held(&self) -> MutexGuard<'_, Held<K>> {
-        // Nothing panics while it is locked.
+        // Nothing panics while the lock is held.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

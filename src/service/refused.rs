@@ -1,4 +1,4 @@
-//! Why an administrative call was not carried out, and the one check of rights.
+//! The errors of administrative calls, and the only permission check.
 
 use thiserror::Error;
 
@@ -12,7 +12,7 @@ use crate::{
     store::StoreError,
 };
 
-/// Why a call was not carried out: one variant for each thing a caller does differently.
+/// The reason why a call failed, with one variant for each way in which a caller can react.
 #[derive(Debug, Error)]
 pub enum Refused {
     #[error("there is no such key")]
@@ -32,7 +32,7 @@ pub enum Refused {
          cannot change, suspend, rotate or replace it"
     )]
     Stronger,
-    /// An earlier CreateKey with this `request_id` made that key.
+    /// An earlier CreateKey with this `request_id` created that key.
     #[error("this request_id made {0} before; its secret was shown then: rotate it for a new one")]
     RequestRepeated(KeyId),
     #[error("the key is revoked, for ever")]
@@ -45,16 +45,16 @@ pub enum Refused {
     KeySuspended,
     #[error("the key was rotated before, to {0}")]
     KeyRotated(KeyId),
-    /// Rules of the tenant, all that forbid it; at least one.
+    /// All tenant rules that forbid the call; at least one.
     #[error("{}", told(.0))]
     Rules(Vec<Rule>),
-    /// The log ends with that revision.
+    /// The last revision of the log.
     #[error(
         "the log ends with revision {0}: the database was restored from a backup, or the revision \
          is of another database; read the state anew and watch from there"
     )]
     RevisionAhead(i64),
-    /// The database has that `store_id`.
+    /// The `store_id` of the database.
     #[error(
         "the database has another store_id, {0}: it was restored from a backup, and its revisions \
          are of other changes; read the state anew and watch from there"
@@ -66,7 +66,7 @@ pub enum Refused {
     ChangesBusy,
     #[error("too many lists and dry runs are waiting for the database")]
     ReadsBusy,
-    /// Nobody waits for the answer any more, and nothing was changed.
+    /// The caller no longer waits for the response, and nothing was changed.
     #[error(transparent)]
     Gone(#[from] Gone),
     #[error(transparent)]
@@ -86,10 +86,10 @@ fn told(rules: &[Rule]) -> String {
     rules.join("; ")
 }
 
-/// That no rule forbids something, by what each of them says.
+/// Checks that no rule forbids the call, given the result of each rule.
 ///
 /// # Errors
-/// [`Refused::Rules`], all of them.
+/// Returns [`Refused::Rules`] with all violated rules.
 pub fn obey(rules: impl IntoIterator<Item = Result<(), Rule>>) -> Result<(), Refused> {
     let broken: Vec<_> = rules.into_iter().filter_map(Result::err).collect();
     if broken.is_empty() {
@@ -99,10 +99,11 @@ pub fn obey(rules: impl IntoIterator<Item = Result<(), Rule>>) -> Result<(), Ref
     }
 }
 
-/// Checks that the caller may do this in the tenant.
+/// Checks that the caller may perform the action in the tenant.
 ///
 /// # Errors
-/// [`Refused::Forbidden`], or [`Refused::NoTenant`] where the caller has no right at all.
+/// Returns [`Refused::Forbidden`], or [`Refused::NoTenant`] if the caller has no permission in the
+/// tenant at all.
 pub fn authorize(caller: &Caller, tenant: &str, action: Action) -> Result<(), Refused> {
     match caller.right(tenant, action) {
         Right::Granted => Ok(()),
@@ -111,10 +112,11 @@ pub fn authorize(caller: &Caller, tenant: &str, action: Action) -> Result<(), Re
     }
 }
 
-/// The tenants that a list may tell of: the one asked for, or all in which the caller may.
+/// Returns the tenants that a list may include: the requested one, or all in which the caller may
+/// perform the action.
 ///
 /// # Errors
-/// As [`authorize`].
+/// Returns the errors of [`authorize`].
 pub fn in_view(
     caller: &Caller,
     tenant: Option<String>,

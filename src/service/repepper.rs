@@ -1,8 +1,8 @@
-//! Moves keys to the current pepper, in the background, as they are proven, and counts which pepper
-//! is still needed.
+//! Migrates keys to the current pepper, in the background, as their secrets are verified, and
+//! counts the keys that still need each pepper.
 //!
-//! A key that was proven under an older pepper, or by argon2, is handed over with its new MAC.
-//! What cannot be taken now is dropped: the key's next use hands it over again.
+//! A key that was verified under an older pepper, or by Argon2, is queued with its new MAC. A key
+//! that does not fit into the queue is dropped; its next use queues it again.
 
 use std::{
     collections::BTreeMap,
@@ -24,22 +24,22 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How many keys may wait to be moved.
+/// Maximum number of keys that wait for migration.
 const WAITING_MAX: usize = 1024;
-/// The least time between two counts, when keys were moved between them and when not.
+/// Minimum time between two counts, if keys were migrated between them and if not.
 const COUNT_AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_mins(1)];
-/// The least time between two counts as a multiple of what a count takes: counting reads an index of
-/// all keys.
+/// Minimum time between two counts as a multiple of the duration of a count, in the same two cases.
+/// Counting reads an index of all keys.
 const COUNT_SHARE: [u32; 2] = [100, 1000];
-/// The labels of keys without a MAC, and of keys under a pepper that is not in the file. No pepper's
-/// id has parentheses.
+/// Labels for keys without a MAC, and for keys under a pepper that is not in the file. No pepper id
+/// contains parentheses.
 const NO_PEPPER: &str = "(none)";
 const OTHER_PEPPER: &str = "(other)";
 
-/// How many working keys are under which pepper, by its id or label.
+/// Number of working keys per pepper, by its id or label.
 type Counts = BTreeMap<String, u64>;
 
-/// Where keys to be moved are handed over.
+/// A handle that queues keys for migration.
 #[derive(Clone)]
 pub struct Repepper {
     waiting: mpsc::Sender<(KeyId, Mac)>,
@@ -47,7 +47,7 @@ pub struct Repepper {
 }
 
 impl Repepper {
-    /// Starts moving and counting keys on the current runtime, until the returned handle and its
+    /// Starts to migrate and count keys on the current runtime, until the returned handle and its
     /// clones are dropped.
     #[must_use]
     pub fn start(store: Arc<dyn Store>, secrets: &Secrets, clock: Arc<dyn Clock>) -> Self {
@@ -68,7 +68,7 @@ impl Repepper {
         }
     }
 
-    /// Hands over a key with its MAC under the current pepper, and says whether it was taken.
+    /// Queues a key with its MAC under the current pepper. Returns true if it was accepted.
     #[must_use]
     pub fn move_key(&self, id: KeyId, mac: Mac) -> bool {
         self.waiting.try_send((id, mac)).is_ok()
@@ -93,10 +93,10 @@ struct Mover {
     clock: Arc<dyn Clock>,
     /// The ids of the peppers in the file.
     ids: Vec<String>,
-    /// Those that were in use before the current one, and were not logged as unused.
+    /// The peppers that were in use before the current one and have not been logged as unused.
     older: Vec<String>,
     counts: Arc<Mutex<Counts>>,
-    /// Whether the first counts were logged.
+    /// True once the first counts have been logged.
     logged: bool,
 }
 
@@ -126,7 +126,7 @@ impl Mover {
         }
     }
 
-    /// Moves this key and those that wait.
+    /// Migrates this key and the queued ones.
     async fn move_all(&self, first: (KeyId, Mac), waiting: &mut mpsc::Receiver<(KeyId, Mac)>) {
         let mut next = Some(first);
         while let Some((id, mac)) = next {
@@ -137,7 +137,7 @@ impl Mover {
         }
     }
 
-    /// Counts the keys of each pepper, and logs, once, each older pepper that no key needs any more.
+    /// Counts the keys of each pepper. Logs each older pepper once when no key needs it any more.
     async fn count(&mut self) -> Result<(), StoreError> {
         let mut counts: Counts = self.ids.iter().map(|id| (id.clone(), 0)).collect();
         for (pepper, count) in self.store.count_by_pepper(self.clock.now()).await? {

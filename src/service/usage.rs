@@ -1,10 +1,11 @@
-//! When, from where and how often keys are used: gathered in memory, written in batches.
+//! Records when, from where and how often keys are used. Uses are collected in memory and written
+//! in batches.
 //!
-//! A use costs the call that notes it one uncontended lock and one look into a table of its own
-//! thread, never a write and, but for a key's first use since the last batch, no memory. What is
-//! gathered is bounded: beyond [`HELD_MAX`] keys the uses of further keys are lost, and that is
-//! told. A batch that fails is kept and goes with the next one. Of several replicas the latest use
-//! wins, and counts add.
+//! A use costs its call one uncontended lock and one lookup in a table of its own thread, never a
+//! database write. It allocates memory only at a key's first use since the last batch. Memory is
+//! bounded: beyond [`HELD_MAX`] keys, uses of further keys are lost, and the loss is logged. A
+//! failed batch is kept and written with the next one. Across replicas, the latest use wins and
+//! counts are added.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -34,50 +35,51 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How often a batch is written. A use can be read 5 s later, the writing included; that much is
-/// lost when the process is killed.
+/// Interval between batches. A use can be read 5 s later, including the write; at most that much is
+/// lost if the process is killed.
 const INTERVAL: Duration = Duration::from_secs(4);
-/// Of how many keys uses are held at once, about 100 bytes each.
+/// Maximum number of keys whose uses are held at once, about 100 bytes each.
 const HELD_MAX: usize = 1 << 18;
-/// How many are enough for a batch out of turn.
+/// Number of held keys that triggers an early batch.
 const ENOUGH: usize = HELD_MAX / 4;
-/// How long until a batch that failed at the stop is tried again.
+/// Delay before a batch that failed during shutdown is retried.
 const RETRY: Duration = Duration::from_millis(250);
-/// How long the last batch may take.
+/// Timeout of the last batch.
 const LAST: Duration = Duration::from_secs(5);
-/// How many keys one transaction writes: changes take turns with them.
+/// Maximum number of keys per transaction, because changes alternate with these transactions.
 const CHUNK: usize = 500;
-/// More than there are threads, as a rule: two that share a table wait for each other.
+/// Number of tables, usually more than there are threads, because threads that share a table wait
+/// for each other.
 const TABLES: usize = 64;
 
 type Gathered = HashMap<KeyId, Uses, DefaultHashBuilder>;
 
-/// A thread's table, on cache lines of its own.
+/// A thread's table, on its own cache lines.
 #[derive(Default)]
 #[repr(align(128))]
 struct Table(Mutex<Gathered>);
 
-/// Gathers uses of keys.
+/// Collects uses of keys.
 pub struct Usage {
     tables: Box<[Table]>,
-    /// How many entries there are, in the tables and waiting to be written.
+    /// Number of entries in the tables and waiting to be written.
     held: AtomicUsize,
-    /// How many uses were not noted for want of room.
+    /// Number of uses that were lost because too many keys were held.
     lost: AtomicU64,
-    /// How many of these were told of already.
+    /// Number of lost uses that have already been logged.
     told_lost: AtomicU64,
     enough: Notify,
 }
 
-/// The writing of uses, under way.
+/// The background task that writes uses.
 pub struct Writing {
     task: JoinHandle<()>,
     over: CancellationToken,
 }
 
 impl Writing {
-    /// Writes the last uses. To be called when no call can note one any more, before the store is
-    /// closed.
+    /// Writes the last uses. Must be called when no call can record a use any more, before the
+    /// database is closed.
     pub async fn finish(mut self) {
         self.over.cancel();
         if time::timeout(LAST, &mut self.task).await.is_err() {
@@ -100,7 +102,7 @@ impl Default for Usage {
 }
 
 impl Usage {
-    /// Notes that a key was used.
+    /// Records a use of a key.
     pub fn note(&self, key: KeyId, noted: Use) {
         let uses = Uses::once(noted);
         match self.tables[thread_number() % TABLES].gathered().entry(key) {
@@ -120,8 +122,8 @@ impl Usage {
         }
     }
 
-    /// Gathers uses and writes them to `store`, on the current runtime, until the writing is
-    /// finished.
+    /// Collects uses and writes them to `store` on the current runtime, until the returned
+    /// [`Writing`] is finished.
     #[must_use]
     pub fn start(store: Arc<dyn Store>) -> (Arc<Self>, Writing) {
         let (usage, over) = (Arc::new(Self::default()), CancellationToken::new());
@@ -132,8 +134,8 @@ impl Usage {
         (usage, Writing { task, over })
     }
 
-    /// Writes what is noted, batch by batch, until it is over; then the rest, which is tried until
-    /// it is written.
+    /// Writes recorded uses in batches until `over` is cancelled, then retries the rest until it is
+    /// written.
     async fn write(&self, store: &dyn Store, over: CancellationToken) {
         let mut waiting = Gathered::default();
         let mut healthy = true;
@@ -156,7 +158,7 @@ impl Usage {
         }
     }
 
-    /// Writes what is noted, and says whether all of it was written.
+    /// Writes recorded uses. Returns true if all of them were written.
     async fn flush(&self, waiting: &mut Gathered, store: &dyn Store, healthy: bool) -> bool {
         self.take(waiting);
         let all_lost = self.lost.load(Ordering::Relaxed);
@@ -174,7 +176,7 @@ impl Usage {
                 true
             }
             Err(error) => {
-                // Once an outage, not once a batch.
+                // Logged once per outage, not once per batch.
                 if healthy {
                     let error = &error as &dyn std::error::Error;
                     warn!(error, "uses of keys could not be written: they are kept");
@@ -184,10 +186,10 @@ impl Usage {
         }
     }
 
-    /// Moves what is noted to what is waiting to be written.
+    /// Moves recorded uses to the batch that waits to be written.
     fn take(&self, waiting: &mut Gathered) {
         for table in &self.tables {
-            // A table as large as the last one, made while nobody waits for it.
+            // Allocates the new table, as large as the last one, before the lock is taken.
             let size = table.gathered().len();
             let fresh = Gathered::with_capacity_and_hasher(size, DefaultHashBuilder::default());
             let taken = mem::replace(&mut *table.gathered(), fresh);
@@ -205,10 +207,10 @@ impl Usage {
         }
     }
 
-    /// Writes what is waiting; what is written waits no more, also when the rest fails.
+    /// Writes the waiting batch. Keys that were written leave the batch even if the rest fails.
     async fn write_all(&self, waiting: &mut Gathered, store: &dyn Store) -> Result<(), StoreError> {
         let mut batch: Vec<_> = waiting.iter().map(|(key, uses)| (*key, *uses)).collect();
-        // In one order everywhere: replicas that write the same keys do not lock each other out.
+        // The same order on all replicas prevents deadlocks between writes of the same keys.
         batch.sort_unstable_by_key(|(key, _)| *key);
         for chunk in batch.chunks(CHUNK) {
             store.add_uses(chunk).await?;
@@ -307,7 +309,7 @@ mod tests {
                 count: 2
             }
         );
-        // What waits takes room, too.
+        // Keys that wait to be written count towards the limit.
         usage.note(key(HELD_MAX + 1), at(3));
         assert_eq!(usage.lost.load(Ordering::Relaxed), 11);
     }

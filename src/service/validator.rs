@@ -1,8 +1,8 @@
-//! A presented key → a decision.
+//! Decides about presented keys.
 //!
-//! From memory where it can: no store, no argon2, no other thread. On a miss, one load of a key
-//! for all who wait for it. A refusal is a value; an error means that
-//! nothing could be decided. Nothing on this way writes, and nothing is logged a call.
+//! A cache hit uses no database, no Argon2 and no other thread. A cache miss causes one load of the
+//! key for all requests that wait for it. A denial is a value; an error means that no decision was
+//! possible. This path writes nothing, and logs nothing per call.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -28,12 +28,12 @@ use crate::{
     store::{Loaded, LoadedOwner, Store, StoreError},
 };
 
-/// How many may wait until their key is loaded.
+/// Maximum number of requests that wait to load their key.
 const LOADS_WAITING: usize = 4096;
-/// How long a load may take.
+/// Timeout of a load.
 const LOAD_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why nothing could be decided.
+/// The reason why no decision was possible.
 #[derive(Debug, Error)]
 pub enum Undecided {
     #[error(transparent)]
@@ -46,53 +46,53 @@ pub enum Undecided {
     UnknownPepper,
 }
 
-/// What is to be known about a presented credential.
+/// A question about a presented credential.
 pub struct Question<'a> {
     pub credential: &'a Credential,
-    /// Whether a key of this tenant may be told of at all: the call's tenant, the caller's
-    /// rights.
+    /// Returns true if a key of this tenant may be disclosed at all. Depends on the call's tenant
+    /// and the caller's permissions.
     pub in_view: &'a (dyn Fn(&str) -> bool + Sync),
     pub ask: Ask<'a>,
 }
 
-/// What is known about a presented credential.
+/// The decision about a presented credential.
 #[derive(Clone, Debug)]
 pub enum Decision {
-    /// Nothing was presented.
+    /// No credential was presented.
     Missing,
-    /// It is not shaped like a key, or its checksum is wrong.
+    /// The credential does not have the format of a key, or its checksum is wrong.
     Malformed,
-    /// An unknown id, a wrong secret or a key out of view: one answer, after the same hash
-    /// operations.
+    /// The id is unknown, the secret is wrong, or the key is not visible to the caller. The
+    /// response is the same, after the same hash operations.
     NotFound,
-    /// The secret is right, and still the key is refused.
+    /// The secret is correct, but the key is denied.
     Refused(Known, Refusal),
-    /// The key may be used as asked.
+    /// The key may be used as requested.
     Allowed(Known),
 }
 
-/// A key whose secret is proven.
+/// A key whose secret was verified.
 #[derive(Clone, Debug)]
 pub struct Known {
     pub key_id: KeyId,
-    /// When it was decided.
+    /// The time of the decision.
     pub at: Timestamp,
     entry: Arc<Entry>,
 }
 
 impl Known {
-    /// What the key may do.
+    /// Returns the key policy.
     #[must_use]
     pub fn standing(&self) -> &Standing {
         &self.entry.standing
     }
 }
 
-/// What a load found, and whether the secret is checked already.
+/// The result of a load, and whether the secret was already checked.
 enum Found {
     Proven(Arc<Entry>),
     Wrong,
-    /// `None`: no such key.
+    /// `None` means that the key does not exist.
     Unproven(Option<Arc<Entry>>),
 }
 
@@ -107,7 +107,7 @@ pub struct Validator {
 }
 
 impl Validator {
-    /// A validator of the keys in `store`.
+    /// Returns a validator of the keys in `store`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -132,10 +132,11 @@ impl Validator {
         }
     }
 
-    /// Decides whether a credential may be used as asked.
+    /// Decides whether a credential may be used as requested.
     ///
     /// # Errors
-    /// When it could not decide: the store does not answer, or too much is asked of it.
+    /// Returns an error if no decision is possible: the database does not respond, or gatekey is
+    /// overloaded.
     pub async fn validate(&self, question: &Question<'_>) -> Result<Decision, Undecided> {
         let Some(presented) = question.credential.presented() else {
             return Ok(if question.credential.is_empty() {
@@ -168,19 +169,19 @@ impl Validator {
         })
     }
 
-    /// Whether this is a key, whatever it may be used for: its secret is right.
+    /// Returns true if the key exists and its secret is correct, whatever it may be used for.
     ///
     /// # Errors
-    /// When the store does not answer, or too much is asked of it.
+    /// Returns an error if the database does not respond, or gatekey is overloaded.
     pub async fn recognizes(&self, presented: Presented<'_>) -> Result<bool, Undecided> {
         Ok(self.prove(presented).await?.is_some())
     }
 
-    /// What the owner of this name in tenant `system` may do, for one who is proven to be it. Without
-    /// a record it may do nothing.
+    /// Returns the policy of the owner of this name in tenant `system`, for a caller that is
+    /// authenticated as that owner. An owner without a record may do nothing.
     ///
     /// # Errors
-    /// When the store does not answer, or too much is asked of it.
+    /// Returns an error if the database does not respond, or gatekey is overloaded.
     pub async fn vouch(&self, owner: &str) -> Result<Arc<Voucher>, Undecided> {
         if let Some(voucher) = self.cache.voucher(owner, &*self.clock) {
             return Ok(voucher);
@@ -193,18 +194,18 @@ impl Validator {
         Ok(self.cache.take_voucher(standing, loaded.head, ticket))
     }
 
-    /// What is known of a presented key, once its secret is proven. `None`: there is no such key,
-    /// or the secret is wrong; both take the same hash operations.
+    /// Returns the entry of a presented key once its secret is verified. Returns `None` if there is
+    /// no such key or the secret is wrong; both take the same hash operations.
     async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
         let mac = self.secrets.memory_mac(presented);
         match self.cache.get(presented.id(), &*self.clock) {
             Some(entry) => self.recognize(presented, &mac, Some(entry)).await,
-            // Apart, so that a hit, which awaits nothing, has little to carry.
+            // Boxed separately, so that the future of a hit, which awaits nothing, stays small.
             None => Box::pin(self.find(presented, mac)).await,
         }
     }
 
-    /// The same for a key that is not in memory, or not yet.
+    /// Verifies a presented key that is not cached, or not yet.
     async fn find(
         &self,
         presented: Presented<'_>,
@@ -249,7 +250,7 @@ impl Validator {
         };
         let created = grant.key.created_revision;
         let standing = Standing::of(&grant);
-        // What was proven stays proven: secrets never change.
+        // A proven MAC stays proven, because secrets never change.
         let stale = place.as_ref().and_then(|place| place.stale.as_ref());
         let proven = || stale.map_or_else(|| self.cache.proven(id), |stale| Some(stale.mac));
         if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or_else(proven) {
@@ -259,15 +260,16 @@ impl Validator {
             }
             return Ok(Found::Unproven(Some(entry)));
         }
-        // Nobody should wait here for the argon2 of a secret that may be wrong.
+        // Releases the load slot: no caller should wait for the Argon2 hash of a secret that may be
+        // wrong.
         drop(place);
         match self.secrets.prove(presented, &verifier, created).await? {
             Proof::Wrong => Ok(Found::Wrong),
-            // A pepper may be removed once no working key is left under it.
+            // A pepper may be removed when no working key uses it any more.
             Proof::UnknownPepper if standing.barred(self.clock.now()).is_some() => Ok(Found::Wrong),
             Proof::UnknownPepper => Err(Undecided::UnknownPepper),
             Proof::Proven { fresh_mac } => {
-                // One that could not be handed over is not kept: its next use does it again.
+                // A key that could not be queued is not cached, so that its next use tries again.
                 let moved = fresh_mac.is_none_or(|mac| self.repepper.move_key(id, mac));
                 let (entry, keep) = self.cache.entry(id, standing, mac, head, ticket);
                 if keep && moved {
@@ -278,8 +280,8 @@ impl Validator {
         }
     }
 
-    /// Reads from the store, even if the caller goes away. On the caller's own runtime: a hop to
-    /// another costs a quarter of what a read does.
+    /// Reads from the database, even if the caller cancels. Runs on the caller's own runtime,
+    /// because a hop to another runtime costs a quarter of a read.
     async fn load<T: Send + 'static>(
         &self,
         load: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -300,7 +302,7 @@ impl Validator {
 }
 
 impl Tell for Validator {
-    /// What it decides with tells, too.
+    /// Includes the metrics of the cache, the secrets, the pepper migration and the database.
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         self.cache.tell(page)?;
         self.secrets.tell(page)?;
@@ -325,8 +327,8 @@ impl Tell for Validator {
     }
 }
 
-/// What must come in time: nobody waits for a store that does not answer as long as all who wait
-/// before them.
+/// Bounds a wait by the load timeout. Otherwise, if the database does not respond, a request would
+/// wait for the timeouts of all requests before it.
 async fn in_time<T>(what: impl Future<Output = T>) -> Result<T, Undecided> {
     let come = time::timeout(LOAD_PATIENCE, what).await;
     come.map_err(|late| StoreError::Unavailable(late.into()).into())

@@ -1,9 +1,9 @@
-//! The warm start: the keys that are the likeliest to be asked about are in memory before readiness.
+//! The warm start: caches the keys that are most likely to be used before readiness.
 //!
-//! Nothing else waits for it: calls are answered meanwhile, and what is not in memory yet is loaded
-//! as ever. What a change overtakes is not taken in, by the cache's own guard. A store that fails or is
-//! slow ends it: the other keys are loaded when they are used, and whether the store answers is
-//! readiness' own question.
+//! Only readiness waits for it. Requests are answered meanwhile, and a key that is not cached yet
+//! is loaded as usual. The cache's own guard discards rows that a change overtakes. A database
+//! error or a slow database ends the warm start; the other keys are loaded when they are used.
+//! Readiness checks separately whether the database responds.
 
 use std::{
     ops::Range,
@@ -29,19 +29,19 @@ use crate::{
     store::{Store, StoreError, WarmPage, WarmQuery, WarmSet},
 };
 
-/// How long readiness waits for it.
+/// Maximum time that readiness waits for the warm start.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it looks whether the lease is held.
+/// Interval between checks of the lease.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How many keys are read by one statement: few enough that a change seldom overtakes one.
+/// Number of keys that one statement reads, small enough that a change seldom overtakes a page.
 const PAGE: u32 = 1000;
-/// One part in this many more keys than asked for are taken in, if these are all there are: to
-/// choose the last used ones takes longer than to read all.
+/// Divisor of the accepted excess: if the keys exceed the limit by at most `limit / FEW_MORE`, all
+/// are cached, because selecting the last used ones takes longer than reading all.
 const FEW_MORE: usize = 8;
-/// How often the log is told how far it is.
+/// Interval between progress messages in the log.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Takes keys into memory before they are asked about.
+/// Caches keys before they are used.
 pub struct Warmer {
     pub store: Arc<dyn Store>,
     pub secrets: Arc<Secrets>,
@@ -50,14 +50,13 @@ pub struct Warmer {
 }
 
 impl Warmer {
-    /// Takes the `limit` most recently used keys into memory, as far as they can be had. It stops
-    /// when dropped.
+    /// Caches the `limit` most recently used keys, as far as possible. Stops when dropped.
     pub async fn warm(&self, limit: usize) {
         let Some(pepper) = self.secrets.peppers().current().filter(|_| limit > 0) else {
-            // Without a pepper only argon2 can tell whether a secret is right.
+            // Without a pepper only Argon2 can verify a secret.
             return;
         };
-        // Before it has joined the replicas nothing is kept.
+        // The cache keeps nothing before this process has joined the membership.
         while !self.cache.lease().deadline().is_ahead(&*self.clock) {
             sleep(LOOK_EVERY).await;
         }
@@ -81,7 +80,8 @@ impl Warmer {
         let read = |of, places, most| self.read(pepper, of, places, most, kept);
         let enough = limit + limit / FEW_MORE;
         if self.store.count_keys(enough + 1).await? <= enough {
-            // While a page of one half is put together, one of the other is on its way.
+            // The database prepares a page of one half while a page of the other half is in
+            // transit.
             let middle = self.store.head().await? / 2;
             let newer = read(WarmSet::All, middle..i64::MAX, enough);
             let older = read(WarmSet::All, i64::MIN..middle, enough);
@@ -93,8 +93,8 @@ impl Warmer {
         Ok(())
     }
 
-    /// Takes in `most` keys at these places, the last ones first. Returns how many there were; how
-    /// many of them are `kept` is counted as it goes.
+    /// Caches up to `most` keys at these places, the last ones first. Returns the number of keys
+    /// read, and adds the number of cached keys to `kept` during the work.
     async fn read(
         &self,
         pepper: &str,
@@ -116,7 +116,7 @@ impl Warmer {
         while let Some(last) = read.last {
             left = left.saturating_sub(read.keys);
             places.end = last;
-            // While one core takes a page in, another reads the next.
+            // One core caches a page while another reads the next one.
             let cache = Arc::clone(&self.cache);
             let taking = task::spawn_blocking(move || take(&cache, &read, ticket));
             ticket = self.cache.ticket();
@@ -132,9 +132,9 @@ impl Warmer {
     }
 }
 
-/// Takes a page in, and tells how many keys of it are kept.
+/// Caches a page, and returns the number of keys that were kept.
 fn take(cache: &Cache, page: &WarmPage, ticket: Ticket) -> usize {
-    // A row that cannot be read is told of when its key is used.
+    // An unreadable row is reported when its key is used.
     let keys = page.read().flatten();
     let kept = keys.filter(|key| {
         let standing = Standing::new(&key.terms());

@@ -1,4 +1,4 @@
-//! What the text of a column says, the same for both engines.
+//! Parses text columns, the same for both engines.
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ pub(super) fn key_id(bare: &str) -> Result<KeyId, StoreError> {
     KeyId::from_bare(bare).ok_or(StoreError::Corrupt("key_id"))
 }
 
-/// A list or a map.
+/// Parses a JSON list or map.
 pub(super) fn json<T: DeserializeOwned>(text: &str, column: &'static str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|_| StoreError::Corrupt(column))
 }

@@ -1,51 +1,51 @@
-//! The statement that lists keys: newest first, in bounded time whatever is asked.
+//! The statement that lists keys, newest first, in bounded time for every query.
 //!
-//! What an index can answer narrows a slice of at most [`SLICE`] keys; what no index can answer
-//! (a part of a label, most states, an expiry that many keys have before them) is looked for in that slice alone, in
-//! columns that the index has. A page may so have fewer keys than it could, and tells how far
-//! it has looked. Slice, page and place are of one statement, and so of one moment.
+//! Filters that an index can answer narrow a slice of at most [`SLICE`] keys. Other filters (a part
+//! of a label, most states, an expiry that many keys precede) search only that slice, in columns
+//! that the index has. A page can therefore have fewer keys than its size, and reports how far the
+//! search went. Slice, page and position come from one statement, and so from one moment.
 
 use super::{KeyQuery, text};
 use crate::domain::{clock::Timestamp, key::KeyState};
 
-/// In how many keys one page is looked for: some milliseconds.
+/// The number of keys searched for one page, which takes a few milliseconds.
 pub const SLICE: usize = 10_000;
-/// Up to how many keys are found by their expiry and then sorted. Not more than a slice has.
+/// The maximum number of keys that are found by their expiry and then sorted. At most [`SLICE`].
 pub const FEW: i64 = 1_000;
 
-/// What a place in the statement stands for.
+/// The value of a placeholder in the statement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Param {
     Tenant,
     Owner,
     Label,
-    /// Only keys that expire before this.
+    /// The time before which keys must expire.
     ExpiresBefore,
     Now,
-    /// Only keys created before this revision.
+    /// The revision before which keys must have been created.
     Before,
-    /// How many.
+    /// The page size.
     Size,
 }
 
-/// A statement, and what its places `$1`, `$2` … stand for.
+/// A statement, and the values of its placeholders `$1`, `$2` ….
 #[derive(Clone, Debug, Default)]
 pub struct Statement {
     pub sql: String,
     pub params: Vec<Param>,
 }
 
-/// The time before which a key must expire to be in this list, if there is one.
+/// Returns the time before which a key must expire to be in this list, if there is one.
 #[must_use]
 pub fn expires_before(asked: &KeyQuery, now: Timestamp) -> Option<Timestamp> {
-    // At `expires_at` a key is expired: before the next microsecond.
+    // A key is expired at `expires_at` itself, so the bound is the next microsecond.
     let expired = || Timestamp::from_micros(now.as_micros().saturating_add(1));
     let only_expired = asked.states == [KeyState::Expired];
     let times = [asked.expires_before, only_expired.then(expired)];
     times.into_iter().flatten().min()
 }
 
-/// How many of a tenant's keys expire before some time, at most one more than [`FEW`].
+/// Counts a tenant's keys that expire before some time, up to [`FEW`] + 1.
 #[must_use]
 pub fn count_expiring() -> String {
     format!(
@@ -54,8 +54,9 @@ pub fn count_expiring() -> String {
     )
 }
 
-/// The statement for a list. `few`: so few keys expire before the time asked for that they are
-/// found by it. `position` is the engine's function that says where in a text another stands.
+/// Builds the statement for a list. `few`: so few keys expire before the requested time that the
+/// statement finds them by their expiry. `position` is the engine's function that returns the
+/// position of one text in another.
 #[must_use]
 pub fn list(asked: &KeyQuery, now: Timestamp, few: bool, position: &str) -> Statement {
     let mut statement = Statement::default();
@@ -65,7 +66,7 @@ pub fn list(asked: &KeyQuery, now: Timestamp, few: bool, position: &str) -> Stat
         [Param::Tenant, Param::Before, Param::Size].map(|param| statement.place(param));
 
     let by_expiry = few && expires;
-    // `+` keeps SQLite from reading the whole tenant in order, when a few rows can be sorted.
+    // `+` keeps SQLite from reading the whole tenant in order when it can sort a few rows.
     let revision = if by_expiry {
         "+k.created_revision"
     } else {
@@ -117,7 +118,7 @@ pub fn list(asked: &KeyQuery, now: Timestamp, few: bool, position: &str) -> Stat
     } else {
         (size.clone(), "CAST(NULL AS BIGINT)".to_owned())
     };
-    // What is found comes in the slice's order: to ask for that once more makes SQLite sort the
+    // `found` keeps the order of the slice. A second ORDER BY in it would make SQLite sort the
     // whole slice.
     statement.sql = format!(
         "WITH found AS MATERIALIZED (SELECT s.key_id, s.created_revision FROM \
@@ -131,7 +132,7 @@ pub fn list(asked: &KeyQuery, now: Timestamp, few: bool, position: &str) -> Stat
     statement
 }
 
-/// The same order of checks as `Key::state`.
+/// Builds the condition for `states`, with the same order of checks as `Key::state`.
 fn states(states: &[KeyState], now: &str) -> String {
     let states: Vec<_> = states
         .iter()
@@ -155,7 +156,7 @@ fn states(states: &[KeyState], now: &str) -> String {
 }
 
 impl Statement {
-    /// The place that stands for this.
+    /// Returns the placeholder for a parameter.
     fn place(&mut self, param: Param) -> String {
         let known = self.params.iter().position(|known| *known == param);
         let at = known.unwrap_or_else(|| {

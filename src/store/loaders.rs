@@ -1,7 +1,7 @@
-//! Connections kept from one load to the next.
+//! Keeps connections from one load to the next.
 //!
-//! A pool asks a connection that is given back whether it still answers: a trip to the database, or
-//! two, for each read of one row. What was answered a moment ago need not be asked.
+//! A pool pings each connection that is returned to it, which costs one or two round trips for each
+//! read of one row. A connection that responded a moment ago needs no ping.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -11,27 +11,28 @@ use std::{
 use sqlx::{Database, Pool, pool::PoolConnection};
 use tokio::runtime::Handle;
 
-/// How long a connection is kept before its pool looks at it again.
+/// The time after which a kept connection returns to the pool for a check.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Keeps connections of a pool.
+/// Idle connections of a pool, kept for the next load.
 pub(super) struct Loaders<DB: Database> {
     pool: Pool<DB>,
     kept: Mutex<Vec<Lent<DB>>>,
-    /// So many at most: a pool has others to serve.
+    /// The maximum number of kept connections, because the pool also serves other calls.
     most: usize,
-    /// Where connections are opened: they end with their runtime, and those that serve end one by one.
+    /// The runtime that opens connections. A connection ends with its runtime, and the runtimes
+    /// that serve requests end one by one.
     runtime: Handle,
 }
 
-/// A connection of a pool, which goes back to it when dropped.
+/// A connection that returns to its pool when dropped.
 pub(super) struct Lent<DB: Database> {
     pub(super) connection: PoolConnection<DB>,
     since: Instant,
 }
 
 impl<DB: Database> Loaders<DB> {
-    /// Keeps `most` of a pool, which opens them on the current runtime.
+    /// Keeps at most `most` connections of a pool, which opens them on the current runtime.
     ///
     /// # Panics
     /// Outside a runtime.
@@ -44,7 +45,7 @@ impl<DB: Database> Loaders<DB> {
         }
     }
 
-    /// A connection that answered a moment ago, or one from the pool.
+    /// Returns a connection that responded a moment ago, or one from the pool.
     pub(super) async fn take(&self) -> Result<Lent<DB>, sqlx::Error> {
         if let Some(lent) = self.fresh() {
             return Ok(lent);
@@ -56,8 +57,8 @@ impl<DB: Database> Loaders<DB> {
         })
     }
 
-    /// Keeps a connection that has just answered. After an error all go back to the pool: what broke
-    /// one may have broken the others.
+    /// Keeps a connection that has just responded. After an error, all connections return to the
+    /// pool, because the cause may have broken the others too.
     pub(super) fn settle<T, E>(&self, lent: Lent<DB>, answer: Result<T, E>) -> Result<T, E> {
         let mut kept = self.kept();
         if answer.is_err() {
@@ -68,9 +69,9 @@ impl<DB: Database> Loaders<DB> {
         answer
     }
 
-    /// Closes the pool, once everything on it has ended.
+    /// Closes the pool after everything that runs on it has ended.
     pub(super) async fn close(&self) {
-        // From here on it is closed, and nothing more is kept.
+        // This call marks the pool closed, so that no more connections are kept.
         let closing = self.pool.close();
         self.kept().clear();
         closing.await;

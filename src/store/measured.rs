@@ -1,5 +1,5 @@
-//! A store whose calls are tried again where that is safe, are given up when the database stays
-//! silent, are counted and timed, and have spans where the call they serve is sampled.
+//! Retries store calls where that is safe, times out calls that the database leaves unanswered, and
+//! records metrics, and spans for sampled requests.
 
 use std::{array, fmt, sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
     meter::{self, Durations, Tally, Tell},
 };
 
-/// What the store is asked for, as metrics and spans name it.
+/// A kind of store call, as metrics and spans name it.
 #[derive(Clone, Copy)]
 enum Call {
     Load,
@@ -63,7 +63,7 @@ impl Call {
         Self::Pepper,
     ];
 
-    /// Its name in metrics, and in spans.
+    /// Returns the name in metrics and the name in spans.
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Load => ("load", "store load"),
@@ -81,7 +81,7 @@ impl Call {
     }
 }
 
-/// What is known of the calls.
+/// Metrics and state of the calls.
 struct Calls {
     took: [Durations; CALLS],
     failed: Tally<CALLS>,
@@ -90,7 +90,7 @@ struct Calls {
 }
 
 impl Calls {
-    /// A call that changes nothing, or nothing that stays: again if it is broken off.
+    /// Runs a call that changes nothing, or nothing durable, and retries it if it is interrupted.
     async fn retried<T, F>(&self, call: Call, work: impl Fn() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
@@ -99,7 +99,7 @@ impl Calls {
         self.run(call, again(noted)).await
     }
 
-    /// Replaces connections after an answer from a server that takes no changes.
+    /// Replaces connections after a response from a server that takes no changes.
     fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
         if matches!(done, Err(StoreError::ReadOnly)) {
             self.trust.lose();
@@ -107,7 +107,7 @@ impl Calls {
         done
     }
 
-    /// A step of a change, which is given up when the database stays silent.
+    /// Runs a step of a mutation, with a timeout.
     async fn step<T>(
         &self,
         work: impl Future<Output = Result<T, StoreError>>,
@@ -134,15 +134,16 @@ impl Calls {
     }
 }
 
-/// The store itself, measured.
+/// A store with retries, timeouts and metrics.
 pub(super) struct Measured<S> {
     store: S,
     calls: Arc<Calls>,
 }
 
 impl<S: Store> Measured<S> {
-    /// The store, and what finds out when changes can be written again: it ends with the store.
-    /// `trust` is what its pools obey.
+    /// Wraps the store and starts a task that detects when changes can be written again; the task
+    /// ends with the store. The store's pools replace the connections that `trust` no longer
+    /// covers.
     pub(super) fn start(store: S, trust: Arc<Trust>) -> Arc<Self> {
         let calls = Arc::new(Calls {
             took: array::from_fn(|_| Durations::cold()),
@@ -165,7 +166,7 @@ impl<S: Store> Measured<S> {
     }
 }
 
-/// How often it is tried whether changes can be written, while they cannot.
+/// The interval between probes while changes cannot be written.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 impl<S: Store> Tell for Measured<S> {
@@ -401,8 +402,8 @@ impl<S: Store> Store for Measured<S> {
     }
 }
 
-/// A mutation that is given up when the database stays silent, and whose end is measured; what it
-/// does before is short.
+/// A mutation with a timeout for each step. Only its commit is measured, because the earlier steps
+/// are short.
 struct MeasuredMutation {
     mutation: Box<dyn Mutation>,
     calls: Arc<Calls>,

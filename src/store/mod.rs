@@ -1,9 +1,9 @@
-//! The database, and nothing but the database.
+//! Access to the database.
 //!
-//! [`Store`] is what the rest of the house knows of it. Two engines stand behind it, SQLite and
-//! PostgreSQL; both run the same statements (`text.rs`) by the same code (`sql.rs`), compiled
-//! once for each. sqlx appears nowhere else, and no text of a driver leaves this floor but in
-//! [`StoreError`]'s source, for the log.
+//! The rest of the program uses it through [`Store`]. There are two engines, SQLite and PostgreSQL.
+//! Both run the same statements (`text.rs`) with the same code (`sql.rs`), compiled once for each.
+//! Only this module uses sqlx, and driver messages leave it only as the source of a [`StoreError`],
+//! for the log.
 
 mod column;
 pub mod listing;
@@ -41,139 +41,139 @@ use crate::meter::Tell;
 pub use open_error::OpenError;
 pub use warm::{WarmKey, WarmPage, WarmQuery, WarmSet};
 
-/// Why the store gave no answer.
+/// The reason that a database call failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// It did not answer, or not in time. A read may be tried again; what a mutation was to do
-    /// may or may not have been done.
+    /// The database did not respond, or not in time. A read may be retried; a mutation may or may
+    /// not have been carried out.
     #[error("the store does not answer")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
-    /// It broke off while it answered, as it does when it restarts or hands over to another. It has
-    /// been tried again already, where that is safe.
+    /// The connection was interrupted during a call, as happens when the database restarts or fails
+    /// over. The call has already been retried where that is safe.
     #[error("the store broke off")]
     Interrupted(#[source] Box<dyn Error + Send + Sync>),
-    /// It takes no changes: it is a standby, or a primary that was made read-only. What it says may
-    /// be long out of date, and so does not count.
+    /// The server takes no changes: it is a standby, or a primary that was made read-only. Its data
+    /// may be long out of date and must not be used.
     #[error(
         "the database takes no changes: it is a standby, or default_transaction_read_only is on"
     )]
     ReadOnly,
-    /// It did not say whether it carried out a change.
+    /// The database did not report whether it carried out a change.
     #[error("the store did not say whether the change was made")]
     Unknown(#[source] Box<dyn Error + Send + Sync>),
-    /// It holds what this program would not have written.
+    /// The database holds a value that this program would not have written.
     #[error("the store holds a value that cannot be read: {0}")]
     Corrupt(&'static str),
 }
 
-/// What one Validate reads, of one moment.
+/// The data that one Validate reads, all from one moment.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The revision that the rest is at least as new as.
+    /// The remaining fields are at least as new as this revision.
     pub head: i64,
-    /// Nothing when there is no such key.
+    /// `None` if there is no such key.
     pub found: Option<(Grant, Verifier)>,
 }
 
-/// What is to be known of one who calls by an owner's name, of one moment.
+/// The data about a caller that is authenticated by an owner's name, all from one moment.
 #[derive(Clone, Debug)]
 pub struct LoadedOwner {
-    /// The revision that the rest is at least as new as.
+    /// The remaining fields are at least as new as this revision.
     pub head: i64,
-    /// Its record, if it has one.
+    /// The owner's record, if it has one.
     pub owner: Option<Owner>,
     pub tenant: Tenant,
 }
 
-/// Which log it is, and how far it goes.
+/// The identity of a log, and the revision of its last change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogPosition {
-    /// 32 random hexadecimal digits. A restored backup has another one.
+    /// 32 random hexadecimal digits. A restored backup has a different value.
     pub store_id: String,
     /// The revision of the last change.
     pub head: i64,
 }
 
-/// What a replica says of itself.
+/// A replica's membership, as the replica recorded it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     pub id: String,
-    /// Up to which revision it has forgotten what is true no more.
+    /// The revision up to which the replica has removed outdated entries from its cache.
     pub applied: i64,
-    /// How often it has renewed its lease.
+    /// The number of lease renewals so far.
     pub renewals: i64,
-    /// How long each of its leases lasts.
+    /// The duration of each lease.
     pub lease: Duration,
 }
 
-/// What replicas know of each other: each a row, which it renews itself.
+/// Membership of replicas: each replica has a row, which it renews itself.
 #[async_trait]
 pub trait Replicas: Send + Sync + 'static {
-    /// Makes a replica a member, or a member anew, and returns the revision of the log: it has
-    /// to know of everything that is later.
+    /// Makes a replica a member, or a member again, and returns the revision of the log. The
+    /// replica must apply every later event.
     async fn join(&self, id: &str, lease: Duration) -> Result<i64, StoreError>;
 
-    /// Writes up to where a member has applied the log, and reads in the same statement the
-    /// revision of the log. `None`, and nothing is written: it is a member no more, or the log is
-    /// shorter than that.
+    /// Writes the revision up to which a member has applied the log, and reads the revision of the
+    /// log in the same statement. Returns `None` and writes nothing if the replica is no longer a
+    /// member, or the log is shorter than `applied`.
     async fn renew(&self, id: &str, applied: i64) -> Result<Option<i64>, StoreError>;
 
-    /// Ends a membership. Its memory must answer no more by then.
+    /// Ends a membership. The replica's cache must have stopped serving entries by then.
     async fn leave(&self, id: &str) -> Result<(), StoreError>;
 
-    /// All members.
+    /// Returns all members.
     async fn members(&self) -> Result<Vec<Member>, StoreError>;
 
-    /// Ends the membership of one that has not renewed it since it was seen.
+    /// Ends the membership of a replica that has not renewed it since `seen` was read.
     async fn remove(&self, seen: &Member) -> Result<(), StoreError>;
 
-    /// At most `limit` events from `revision` on, oldest first.
+    /// Returns at most `limit` events from `revision` on, oldest first.
     async fn events_from(&self, revision: i64, limit: u32) -> Result<Vec<Event>, StoreError>;
 
-    /// Tells all members that the log has grown. It may get lost: what follows the log must also
-    /// look by itself.
+    /// Notifies all members that the log has grown. A notification can get lost, so a follower of
+    /// the log must also poll.
     async fn hint(&self);
 
-    /// Waits for a hint. Where there are none, for ever.
+    /// Waits for a notification; forever where there are none.
     async fn hinted(&self);
 }
 
-/// Which keys to list.
+/// The filters of a list of keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyQuery {
     pub tenant_id: String,
     pub owner_id: Option<String>,
-    /// Empty: all.
+    /// Empty: all states.
     pub states: Vec<KeyState>,
     pub label_contains: Option<String>,
     pub expires_before: Option<Timestamp>,
 }
 
-/// Keys found for a page.
+/// The keys found for a page.
 #[derive(Clone, Debug)]
 pub struct Listed {
     pub keys: Vec<Key>,
-    /// Where the list goes on if nothing follows in `keys`: further than this was not looked.
+    /// The cursor at which the list continues after `keys`, because the search went no further.
     /// `None`: there is nothing further.
     pub looked_to: Option<i64>,
 }
 
-/// Living keys in a slice of keys.
+/// The living keys in a slice of keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LivingCount {
     pub living: usize,
-    /// The `created_revision` that the next slice begins after. `None`: there is no further key.
+    /// The `created_revision` after which the next slice begins. `None`: there is no further key.
     pub next: Option<i64>,
 }
 
-/// Which events to list.
+/// The filters of a list of events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventQuery {
     pub tenants: TenantSet,
     pub key_id: Option<KeyId>,
     pub owner_id: Option<String>,
     pub actor: Option<String>,
-    /// Empty: all.
+    /// Empty: all kinds.
     pub kinds: Vec<EventKind>,
     /// At or after this time.
     pub after: Option<Timestamp>,
@@ -181,48 +181,49 @@ pub struct EventQuery {
     pub before: Option<Timestamp>,
 }
 
-/// What the database knows of a pepper.
+/// The record of a pepper in the database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PepperCheck {
     pub pepper_id: String,
-    /// Grows with each pepper that is recorded.
+    /// Increases with each recorded pepper.
     pub ordinal: i64,
-    /// Keys that were created up to this revision may have no MAC under a known pepper.
+    /// Keys created up to this revision may have no MAC under a known pepper.
     pub argon2_until: i64,
-    /// What the pepper makes of a known text and of `argon2_until`.
+    /// The MAC of a known text and of `argon2_until` under the pepper.
     pub check_value: Vec<u8>,
 }
 
-/// Chooses which peppers to record, from the revision of the log and those that are recorded.
+/// Chooses the peppers to record, from the revision of the log and the recorded peppers.
 pub type Choose<'a> = dyn Fn(i64, &[PepperCheck]) -> Vec<PepperCheck> + Sync + 'a;
 
 /// A database that holds keys, owners, tenants and the log.
 ///
-/// Absent is `None`, not an error. Every method fails with [`StoreError`] alone.
+/// A missing record is `None`, not an error. Methods fail only with [`StoreError`].
 #[async_trait]
 pub trait Store: Replicas + Tell {
-    /// How many loads it is to be asked for at once: one that has no more does them no sooner, and a
-    /// flood of unknown keys takes no more of it and of the cores than that.
+    /// Returns the maximum number of concurrent loads. More would not finish sooner, and the limit
+    /// bounds the share of the database and of the CPU cores that a flood of unknown keys can use.
     fn loads_at_once(&self) -> usize;
 
-    /// Reads, in one statement, a key with all that bounds it and the revision of the log.
+    /// Reads, in one statement, a key with its owner, its tenant and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
 
-    /// Reads, in one statement, an owner with its tenant, which exists, and the revision of the log.
+    /// Reads, in one statement, an owner with its tenant, which must exist, and the revision of the
+    /// log.
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError>;
 
-    /// How many keys there are; if there are more than `most`, that many.
+    /// Counts the keys, up to `most`.
     async fn count_keys(&self, most: usize) -> Result<usize, StoreError>;
 
-    /// Reads, in one statement, a page of the keys that are the likeliest to be asked about, with
-    /// all that bounds them and the revision of the log.
+    /// Reads, in one statement, a page of the keys that are most likely to be requested, with their
+    /// owners, their tenants and the revision of the log.
     async fn warm(&self, asked: &WarmQuery) -> Result<WarmPage, StoreError>;
 
-    /// The key of that id, with its last use.
+    /// Finds a key by its id, with its last use.
     async fn find_key(&self, id: KeyId) -> Result<Option<Key>, StoreError>;
 
-    /// Keys with their last uses, newest first; a page's cursor is a `created_revision`. States are
-    /// those at `now`.
+    /// Lists keys with their last uses, newest first. A page's cursor is a `created_revision`.
+    /// States are those at `now`.
     async fn list_keys(
         &self,
         query: &KeyQuery,
@@ -230,8 +231,8 @@ pub trait Store: Replicas + Tell {
         page: &Page,
     ) -> Result<Listed, StoreError>;
 
-    /// Counts the keys that could be used now or once resumed, in a bounded slice of a tenant's keys
-    /// or of one owner's: those created after revision `after`, oldest first.
+    /// Counts the keys that can be used now or once resumed, in a bounded slice of the keys of a
+    /// tenant or of one owner: those created after revision `after`, oldest first.
     async fn count_living(
         &self,
         tenant: &str,
@@ -240,22 +241,22 @@ pub trait Store: Replicas + Tell {
         after: i64,
     ) -> Result<LivingCount, StoreError>;
 
-    /// The owner of that name.
+    /// Finds an owner by its name.
     async fn find_owner(&self, tenant: &str, owner: &str) -> Result<Option<Owner>, StoreError>;
 
-    /// A tenant's owners by `owner_id`, which is the cursor.
+    /// Lists a tenant's owners by `owner_id`, which is the cursor.
     async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError>;
 
-    /// The tenant of that name.
+    /// Finds a tenant by its name.
     async fn find_tenant(&self, tenant: &str) -> Result<Option<Tenant>, StoreError>;
 
-    /// Tenants by `tenant_id`, which is the cursor.
+    /// Lists tenants by `tenant_id`, which is the cursor.
     async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError>;
 
-    /// Events, newest first; the cursor is the revision.
+    /// Lists events, newest first; the cursor is the revision.
     async fn list_events(&self, query: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError>;
 
-    /// At most `limit` events from `revision` on, oldest first.
+    /// Returns at most `limit` events from `revision` on, oldest first.
     async fn follow_events(
         &self,
         of: &TenantSet,
@@ -263,56 +264,56 @@ pub trait Store: Replicas + Tell {
         limit: u32,
     ) -> Result<Vec<Event>, StoreError>;
 
-    /// The revision of the last change.
+    /// Returns the revision of the last change.
     async fn head(&self) -> Result<i64, StoreError>;
 
-    /// Which log it is, and the revision of the last change.
+    /// Returns the identity of the log and the revision of the last change.
     async fn position(&self) -> Result<LogPosition, StoreError>;
 
-    /// Gives a restored backup an identity of its own, so that nobody takes its revisions for those
-    /// that were lost. Memberships of before end; a change waits for their leases once.
+    /// Gives a restored backup a new identity, so that its revisions are not mistaken for the lost
+    /// ones. Earlier memberships end; a change waits for their leases once.
     async fn mark_restored(&self) -> Result<LogPosition, StoreError>;
 
-    /// Begins a mutation. It is alone: the next one begins when this has ended.
+    /// Begins a mutation. Mutations are exclusive: the next one begins when this one has ended.
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError>;
 
-    /// The records of all peppers, in the order in which they were made.
+    /// Returns the records of all peppers, in the order of their creation.
     async fn pepper_checks(&self) -> Result<Vec<PepperCheck>, StoreError>;
 
-    /// Reads the peppers' records and adds those that `choose` returns, alone while it does: of
-    /// replicas that start together, each sees what the one before it has recorded.
+    /// Reads the records of the peppers and adds those that `choose` returns, in an exclusive
+    /// transaction. When replicas start together, each sees the records of the ones before it.
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError>;
 
-    /// Forgets all peppers' check values, so that a new pepper can be used when all are lost.
+    /// Deletes the check values of all peppers, so that a new pepper can be used when all are lost.
     async fn forget_pepper_checks(&self) -> Result<(), StoreError>;
 
-    /// Writes what changes nothing, to find out whether changes can be written.
+    /// Performs a write that changes nothing, to test whether changes can be written.
     async fn probe_changes(&self) -> Result<(), StoreError>;
 
-    /// How many keys that are neither revoked nor expired have a MAC under which pepper; `None`:
-    /// they have none.
+    /// Counts, for each pepper, the keys with a MAC under it that are neither revoked nor expired.
+    /// `None`: the keys without a MAC.
     async fn count_by_pepper(
         &self,
         now: Timestamp,
     ) -> Result<Vec<(Option<String>, u64)>, StoreError>;
 
-    /// Replaces a key's MAC by one of the same key under another pepper. Not a change that
-    /// anybody could see, and so not an event.
+    /// Replaces a key's MAC by one of the same key under another pepper. The change is not visible
+    /// to anyone, so it is not an event.
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError>;
 
-    /// Adds uses of keys to those that are known: the latest is the last, and counts add. In a
-    /// transaction of its own; not a change that is in the log. After an error they may have been
+    /// Adds uses of keys to the recorded ones: the later last use wins, and counts add up. Runs in
+    /// its own transaction and is not in the log. After an error, the uses may or may not have been
     /// added.
     async fn add_uses(&self, uses: &[(KeyId, Uses)]) -> Result<(), StoreError>;
 
-    /// Closes all connections, after what is running on them has ended.
+    /// Closes all connections after everything that runs on them has ended.
     async fn close(&self);
 }
 
-/// A mutation: it ends by [`Mutation::commit`], or is undone when dropped.
+/// A mutation: ends with [`Mutation::commit`], or is rolled back when dropped.
 #[async_trait]
 pub trait Mutation: Send {
-    /// The revision that this mutation will have.
+    /// Returns the revision of this mutation.
     fn revision(&self) -> i64;
 
     /// See [`Store::find_key`].
@@ -324,15 +325,15 @@ pub trait Mutation: Send {
     /// See [`Store::find_tenant`].
     async fn find_tenant(&mut self, tenant: &str) -> Result<Option<Tenant>, StoreError>;
 
-    /// The key that an earlier CreateKey with this `request_id` made.
+    /// Finds the key that an earlier CreateKey with this `request_id` created.
     async fn find_request(
         &mut self,
         tenant: &str,
         request_id: &str,
     ) -> Result<Option<KeyId>, StoreError>;
 
-    /// The keys of a tenant, or of one owner in it, that can be used now or once resumed, oldest
-    /// first.
+    /// Lists the keys of a tenant, or of one of its owners, that can be used now or once resumed,
+    /// oldest first.
     async fn list_living(
         &mut self,
         tenant: &str,
@@ -340,7 +341,7 @@ pub trait Mutation: Send {
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError>;
 
-    /// The scopes of an owner's keys that can be used now or once resumed, each set once.
+    /// Returns the distinct scope sets of an owner's keys that can be used now or once resumed.
     async fn living_scopes(
         &mut self,
         tenant: &str,
@@ -348,7 +349,7 @@ pub trait Mutation: Send {
         now: Timestamp,
     ) -> Result<Vec<Scopes>, StoreError>;
 
-    /// Writes a new key.
+    /// Inserts a key.
     async fn insert_key(
         &mut self,
         key: &Key,
@@ -356,13 +357,13 @@ pub trait Mutation: Send {
         request_id: Option<&str>,
     ) -> Result<(), StoreError>;
 
-    /// Writes all that may change of a key.
+    /// Writes every field of a key that can change.
     async fn update_key(&mut self, key: &Key) -> Result<(), StoreError>;
 
-    /// Revokes a key, whatever else can be read of it.
+    /// Revokes a key, even if other parts of its row are unreadable.
     async fn revoke_key(&mut self, id: KeyId, revoked: &Revocation) -> Result<(), StoreError>;
 
-    /// Revokes at once all that [`Mutation::list_living`] lists.
+    /// Revokes, in one statement, all keys that [`Mutation::list_living`] lists.
     async fn revoke_living(
         &mut self,
         tenant: &str,
@@ -372,20 +373,20 @@ pub trait Mutation: Send {
         reason: &str,
     ) -> Result<(), StoreError>;
 
-    /// Makes or replaces an owner's record.
+    /// Creates or replaces an owner's record.
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError>;
 
-    /// Forgets an owner's record.
+    /// Deletes an owner's record.
     async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError>;
 
-    /// Makes or replaces a tenant.
+    /// Creates or replaces a tenant.
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError>;
 
-    /// Writes the event and ends the mutation. When it returns, what was written is durable.
+    /// Writes the event and ends the mutation. After a successful return, the changes are durable.
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError>;
 }
 
-/// Which kind of store a URL names.
+/// The database engine that a URL names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Engine {
     Sqlite,
@@ -393,10 +394,10 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The engine that `url` names.
+    /// Returns the engine that `url` names.
     ///
     /// # Errors
-    /// [`OpenError::Url`] when it names none.
+    /// [`OpenError::Url`] if it names none.
     pub fn of(url: &str) -> Result<Self, OpenError> {
         match url.split_once(':') {
             Some(("sqlite", _)) => Ok(Self::Sqlite),
@@ -406,7 +407,7 @@ impl Engine {
     }
 }
 
-/// Opens the store that `url` names and brings its schema up to date.
+/// Opens the database that `url` names and brings its schema up to date.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -436,13 +437,13 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// PostgreSQL's code of a statement that would change something where nothing can be changed.
+/// PostgreSQL's error code for a change in a read-only transaction.
 const READ_ONLY: &str = "25006";
 
-/// Whether what the database says may be otherwise the next time, on a new connection.
+/// Returns whether a retry on a new connection may succeed.
 fn passes(answer: &dyn DatabaseError) -> bool {
-    // PostgreSQL's classes: 08 connection, 40 serialization and deadlocks, 57P it is stopping or
-    // starting; 53300 too many connections.
+    // PostgreSQL's classes: 08 connection, 40 serialization failures and deadlocks, 57P shutdown or
+    // startup; 53300 too many connections.
     answer.code().is_some_and(|code| {
         ["08", "40", "57P", "53300"]
             .iter()

@@ -1,14 +1,13 @@
-//! Why a database could not be opened, in words for the last line of a failed start.
+//! Reasons that a database cannot be opened, worded for the last line of a failed start.
 //!
-//! No secret is in them: of a driver's errors only those are repeated that cannot hold a part of
-//! the URL.
+//! They contain no secrets: only driver errors that cannot contain a part of the URL are repeated.
 
 use std::{error::Error, io, path::PathBuf};
 
 use sqlx::{error::DatabaseError, migrate::MigrateError};
 use thiserror::Error;
 
-/// Why a store could not be opened.
+/// The reason that a database cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
     #[error("it is neither sqlite://<file> nor postgres://<user>@<host>/<database>")]
@@ -39,23 +38,23 @@ pub enum OpenError {
         "there is a transaction pooler before it that does not keep prepared statements: PgBouncer does from 1.21 on, with max_prepared_statements above 0"
     )]
     Pooler,
-    /// It may take changes later, after a failover.
+    /// The database may take changes later, after a failover.
     #[error(
         "it takes no changes: it is a standby, or default_transaction_read_only is on for this role, database or server"
     )]
     ReadOnly,
-    /// It may answer later.
+    /// The database may respond later.
     #[error("it does not answer: {0}")]
     Unreachable(String),
     #[error("TLS failed: {0}")]
     Tls(String),
-    /// It answered, and refused.
+    /// The database responded with a rejection.
     #[error("it refuses: {0}")]
     Refused(String),
 }
 
 impl OpenError {
-    /// Whether the cause may pass by itself, so that it is worth another attempt.
+    /// Returns whether the cause may pass by itself, so that a retry is worthwhile.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::ReadOnly)
@@ -67,7 +66,7 @@ impl From<sqlx::Error> for OpenError {
         match error {
             sqlx::Error::Configuration(_) => Self::Url,
             sqlx::Error::Database(answer) => of_answer(&*answer),
-            // rustls reports what it refuses as data that is invalid.
+            // rustls reports what it rejects as invalid data.
             sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Self::Tls(error.to_string())
             }
@@ -84,10 +83,10 @@ impl From<sqlx::Error> for OpenError {
 
 fn of_answer(answer: &dyn DatabaseError) -> OpenError {
     match answer.code().as_deref().unwrap_or_default() {
-        // A statement's name is another's or unknown: sessions were swapped.
+        // A prepared statement is unknown, or its name is taken by another: sessions were swapped.
         "42P05" | "26000" => OpenError::Pooler,
         super::READ_ONLY => OpenError::ReadOnly,
-        // 57P: it is stopping or starting; 53300: too many connections.
+        // 57P: shutdown or startup; 53300: too many connections.
         code if code.starts_with("57P") || code == "53300" => {
             OpenError::Unreachable(answer.message().to_owned())
         }
@@ -99,7 +98,7 @@ fn of_io(error: &io::Error) -> String {
     let text = error.to_string();
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        // The standard library has no kind for it.
+        // The standard library has no error kind for a failed name lookup.
         _ if text.contains("lookup") => "its host name cannot be resolved".to_owned(),
         _ => text,
     }

@@ -1,4 +1,4 @@
-//! PostgreSQL, or what speaks its protocol: one primary, many replicas of gatekey.
+//! PostgreSQL, or a database that speaks its protocol: one primary, many replicas of gatekey.
 
 use std::{str::FromStr as _, sync::Arc, time::Duration};
 
@@ -21,33 +21,34 @@ mod sql;
 type Db = sqlx::Postgres;
 
 const DIALECT: text::Dialect = text::POSTGRES;
-/// The function that says where in a text another stands; 0: nowhere.
+/// The function that returns the position of one text in another, or 0.
 const POSITION: &str = "strpos";
-/// Whether this session can change anything: it is on a primary, and not read-only.
+/// Tests whether this session can change anything: it is on a primary and not read-only.
 const IS_WRITABLE: &str = "SELECT current_setting('transaction_read_only') = 'off'";
 
-/// Reads have connections of their own, so that mutations, which wait for each other, cannot keep a
-/// Validate from the store.
+/// Reads have their own connections, so that mutations, which wait for each other, cannot block a
+/// Validate.
 const READERS: u32 = 16;
-/// How many of them loads of keys have at most, and how many they keep when there is nothing to load.
+/// The maximum number of reader connections that key loads use at once.
 const LOADS: usize = 12;
+/// The maximum number of reader connections that key loads keep while idle.
 const LOADERS: usize = 8;
 const WRITERS: u32 = 4;
-/// For what replicas know of each other; one of these listens.
+/// Connections for coordination between replicas; one of them listens for notifications.
 const PULSES: u32 = 5;
-/// What changes are told by.
+/// The notification channel for changes.
 const CHANNEL: &str = "gatekey";
 const LISTEN_RETRY: Duration = Duration::from_secs(1);
-/// How long a statement waits for a connection.
+/// The timeout of a statement that waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a connection may be idle and still be taken for one that answers.
+/// The idle time up to which a connection is used without a ping.
 const IDLE: Duration = Duration::from_secs(1);
 pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let options = PgConnectOptions::from_str(url)?
         .application_name("gatekey")
         .extra_float_digits(None) // no number here is a float, and a transaction pooler refuses it
         .disable_statement_logging();
-    // By itself, because a pool hides why it could not connect.
+    // Connects without a pool first, because a pool hides the reason of a failed connection.
     let connecting = time::timeout(PATIENCE, options.connect()).await;
     let mut connection = connecting
         .map_err(|_| OpenError::Unreachable(format!("no answer within {PATIENCE:?}")))??;
@@ -64,7 +65,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         pool(PULSES).await?,
     );
     for pool in [&reader, &writer, &pulse] {
-        // Sessions that a pooler mixes up show with the first statements of the same name.
+        // If a pooler mixes up sessions, the first statements of the same name fail here.
         let head = query(DIALECT.head).fetch_one(pool).await?;
         if !head.try_get("writable")? {
             return Err(OpenError::ReadOnly);
@@ -86,18 +87,19 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     Ok(Measured::start(store, trust))
 }
 
-/// What must hold whatever the server, the database or the role has as its defaults. For each
-/// transaction that changes something it is said again, because behind a transaction pooler the
-/// next statement may run in another session; a pooler refuses it as the connection starts.
+/// Returns the settings that must hold regardless of the defaults of the server, the database or
+/// the role. Each transaction that changes something repeats them, because behind a transaction
+/// pooler the next statement may run in another session. They cannot be startup parameters, because
+/// a pooler rejects those.
 ///
-/// The timeouts are kept by the server, so that a replica that hangs holds up nobody for ever.
-/// `default_transaction_read_only` is left as it is: it is how a primary is fenced.
+/// The server enforces the timeouts, so that a hanging replica cannot block others forever.
+/// `default_transaction_read_only` is unchanged, because it is used to fence a primary.
 fn settings(set: &str, schema: &str) -> String {
     let path = format!("{set} search_path = {}; ", quoted(schema));
     path + &limits(set)
 }
 
-/// The same without the schema, which is not known at first.
+/// Returns the settings without the schema, which is unknown at first.
 fn limits(set: &str) -> String {
     [
         ("statement_timeout", "'30s'"),
@@ -110,37 +112,38 @@ fn limits(set: &str) -> String {
     .join("; ")
 }
 
-/// A name as SQL has it.
+/// Quotes an SQL identifier.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Refuses a session that takes no changes.
+/// Rejects a session that takes no changes.
 async fn admit(connection: &mut PgConnection) -> Result<(), StoreError> {
     let writable: bool = query_scalar(IS_WRITABLE).fetch_one(connection).await?;
     writable.then_some(()).ok_or(StoreError::ReadOnly)
 }
 
-/// Notifications: they get lost when the listener reconnects, and a half-open connection brings
-/// none.
+/// Notifications of changes. They get lost when the listener reconnects, and a half-open connection
+/// delivers none.
 #[derive(Default)]
 struct Hints(Mutex<Hearing>);
 
-/// Whether and how this process hears of changes.
+/// The state of this process's listener.
 #[derive(Default)]
 enum Hearing {
     #[default]
     NotYet,
     Listening(Box<PgListener>),
-    /// Sessions are shared: what one listens for would reach whoever uses it next, amid an answer.
+    /// Sessions are shared: a notification would reach the session's next user, in the middle of a
+    /// response.
     Never,
 }
 
 impl Hints {
-    /// Not in the mutation's own transaction: there it would take a lock on the whole database,
-    /// and a full queue would fail the commit.
+    /// Runs outside the mutation's transaction, where it would lock the whole database, and a full
+    /// queue would fail the commit.
     async fn send(&self, pool: &PgPool) {
-        // It is only a hint.
+        // A notification is only a hint, so an error is ignored.
         let _ = query("SELECT pg_notify($1, '')")
             .bind(CHANNEL)
             .execute(pool)
@@ -155,7 +158,7 @@ impl Hints {
         let heard = match &mut *hearing {
             Hearing::Listening(listener) => {
                 let heard = listener.recv().await.is_ok();
-                // One look is enough for all.
+                // One poll covers all buffered notifications.
                 while listener.next_buffered().is_some() {}
                 heard
             }
@@ -184,9 +187,9 @@ async fn listen(pool: &PgPool) -> Result<Hearing, sqlx::Error> {
     Ok(Hearing::Listening(Box::new(listener)))
 }
 
-/// Whether a transaction pooler is between: one connection's statements run in more than one
-/// session, or two connections' in the same. A pooler with little to do gives the session that was
-/// used last, so that one look would nearly be enough.
+/// Returns whether a transaction pooler is in front of the database: the statements of one
+/// connection run in more than one session, or those of two connections in the same. A pooler with
+/// little load assigns the session that was used last, so that one check would nearly suffice.
 async fn shares_sessions(pool: &PgPool) -> Result<bool, sqlx::Error> {
     const LOOKS: usize = 5;
     const SESSION: &str = "SELECT pg_backend_pid()";
@@ -196,7 +199,7 @@ async fn shares_sessions(pool: &PgPool) -> Result<bool, sqlx::Error> {
         let before = session(SESSION).fetch_one(&mut *first).await?;
         let mut second = sql::Transaction::begin(pool, "BEGIN").await?;
         let theirs = session(SESSION).fetch_one(second.connection()).await?;
-        // Theirs is taken while their transaction is open.
+        // The second connection holds its session while its transaction is open.
         if theirs == before || session(SESSION).fetch_one(&mut *first).await? != before {
             return Ok(true);
         }
@@ -215,8 +218,9 @@ async fn pool(
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(PATIENCE)
-        // A trip that doubles what a read costs: only where a connection may have been broken off
-        // meanwhile. What is broken off nevertheless is tried again.
+        // A ping is a round trip that doubles the cost of a read, so `before_acquire` pings only
+        // connections that may have broken while idle. Statements that are interrupted nevertheless
+        // are retried.
         .test_before_acquire(false)
         .after_connect(move |connection, _| {
             let settings = AssertSqlSafe(session.to_string());
@@ -235,8 +239,8 @@ async fn pool(
             })
         })
         .after_release(|connection, _| {
-            // sqlx asks by itself whether a connection that is given back still answers, and
-            // would wait for that for as long as TCP does, while nobody else gets one instead.
+            // sqlx pings a returned connection itself, but would wait for the response until TCP
+            // gives up, and no other caller could get a connection in its place.
             Box::pin(async move {
                 let answered = time::timeout(PATIENCE, connection.ping()).await;
                 answered.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;

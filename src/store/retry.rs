@@ -1,4 +1,4 @@
-//! Statements that broke off, and those that are not answered.
+//! Retries interrupted statements and times out unanswered ones.
 
 use std::time::Duration;
 
@@ -6,18 +6,19 @@ use tokio::time;
 
 use super::StoreError;
 
-/// After how long what was broken off is tried again: a statement that a restart broke off finds a
-/// new connection, and a handing over takes a moment.
+/// The backoff before each retry. A statement that a restart interrupted gets a new connection; a
+/// failover takes a moment.
 const AGAIN_AFTER: [Duration; 3] = [
     Duration::from_millis(5),
     Duration::from_millis(50),
     Duration::from_millis(250),
 ];
 
-/// After how long of silence a statement is given up: a little longer than PostgreSQL lets one run.
+/// The timeout of an unanswered statement: slightly longer than PostgreSQL lets one run.
 pub(super) const SILENCE: Duration = Duration::from_secs(35);
 
-/// Runs what changes nothing, again if it is broken off.
+/// Runs an operation that changes nothing, and retries it if it is interrupted or reaches a
+/// read-only server.
 pub(super) async fn again<T, F>(run: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -31,8 +32,8 @@ where
     in_time(run()).await
 }
 
-/// What is answered, unless the database stays silent: on a connection whose other end is gone and
-/// has not said so, an answer would be waited for until TCP gives up, a quarter of an hour.
+/// Returns the response, or an error after [`SILENCE`]. Without the timeout, a call on a connection
+/// whose peer is gone without closing it would wait until TCP gives up, after a quarter of an hour.
 pub(super) async fn in_time<T>(
     answer: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
@@ -50,7 +51,8 @@ mod tests {
     async fn what_is_broken_off_is_tried_again_and_nothing_else() {
         let broken_off = || StoreError::Interrupted("the connection was lost".into());
         let silent = || StoreError::Unavailable("no answer".into());
-        // How often it is broken off, whether it is silent then, how often it is asked.
+        // Number of interruptions, whether the attempt after them fails, expected number of
+        // attempts.
         let cases = [(0, false, 1), (2, false, 3), (9, false, 4), (1, true, 2)];
         for (breaks, fails, asked) in cases {
             let count = AtomicU32::new(0);

@@ -1,7 +1,7 @@
-//! Rows as values of the domain. Compiled once for each engine, like `sql.rs`.
+//! Converts rows to values of the domain. Compiled once for each engine, like `sql.rs`.
 //!
-//! What cannot be read of a key, an owner or a tenant makes it `unreadable`, which denies; what cannot
-//! be read of anything else is [`StoreError::Corrupt`], naming the column and never its content.
+//! A value that cannot be read makes its key, owner or tenant `unreadable`, which denies. Elsewhere
+//! it is [`StoreError::Corrupt`], which names the column and never its content.
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ use crate::{
 
 type Row = <Db as Database>::Row;
 
-/// Reads the columns of a row one by one. A column that cannot be read is its type's default value,
-/// and makes the whole row unreadable: whatever it belongs to is shown and denied.
+/// Reads the columns of a row one by one. A column that cannot be read has its type's default value
+/// and makes the whole row unreadable: its key, owner or tenant is shown and denied.
 struct Columns<'r> {
     row: &'r Row,
     unreadable: bool,
@@ -51,7 +51,7 @@ impl<'r> Columns<'r> {
         self.readable(value)
     }
 
-    /// The value of a text, read by `parse`.
+    /// Reads a text column with `parse`.
     fn parsed<T: Default>(
         &mut self,
         column: &str,
@@ -61,7 +61,7 @@ impl<'r> Columns<'r> {
         self.readable(text.and_then(parse))
     }
 
-    /// The same where there may be no value.
+    /// Reads a nullable column with `parse`.
     fn parsed_if_any<C, T>(
         &mut self,
         column: &str,
@@ -123,12 +123,12 @@ pub(super) fn key(row: &Row) -> Key {
         unreadable: false,
     };
     key.unreadable = columns.unreadable;
-    // What it may do is not known.
+    // Its permissions are unknown.
     key.suspended |= key.unreadable;
     key
 }
 
-/// A key with its last use.
+/// Reads a key with its last use.
 pub(super) fn used_key(row: &Row) -> Key {
     let mut columns = Columns::of(row);
     let at = columns.time_if_any("u_last_used_at");
@@ -137,14 +137,14 @@ pub(super) fn used_key(row: &Row) -> Key {
     });
     let key = key(row);
     Key {
-        // It decides nothing about the key.
+        // The last use does not affect decisions about the key.
         last_used: at.map(|at| Use { at, from }),
         unreadable: key.unreadable || columns.unreadable,
         ..key
     }
 }
 
-/// What a secret is checked against. A verifier that cannot be read verifies nothing.
+/// Reads the verifier of a secret. An unreadable verifier matches no secret.
 pub(super) fn verifier(row: &Row) -> Verifier {
     let mut columns = Columns::of(row);
     let value = columns.parsed_if_any("secret_mac", |mac: &[u8]| {
@@ -167,9 +167,9 @@ pub(super) fn verifier(row: &Row) -> Verifier {
     verifier
 }
 
-/// The owner, where one was joined.
+/// Reads the owner, if one was joined.
 pub(super) fn owner_if_any(row: &Row) -> Option<Owner> {
-    // What cannot be read is there.
+    // An unreadable id means that there is an owner.
     let recorded = !matches!(row.try_get::<Option<&str>, _>("o_owner_id"), Ok(None));
     recorded.then(|| owner(row))
 }
@@ -241,7 +241,7 @@ pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
     })
 }
 
-/// A member; `None` where the row says that there is none.
+/// Reads a member; `None` for the row of NULLs that an empty list returns.
 pub(super) fn member(row: &Row) -> Result<Option<Member>, StoreError> {
     let Some(id) = row.try_get("id")? else {
         return Ok(None);
@@ -254,17 +254,17 @@ pub(super) fn member(row: &Row) -> Result<Option<Member>, StoreError> {
     }))
 }
 
-/// A list or a map as a column holds it.
+/// Encodes a list or a map as JSON for a column.
 pub(super) fn as_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("lists and maps of strings can be written as JSON")
 }
 
-/// A set of scopes as a column holds it.
+/// Encodes a set of scopes as JSON for a column.
 pub(super) fn scopes_as_json(scopes: &Scopes) -> String {
     as_json(&scopes.iter().map(Scope::as_str).collect::<Vec<_>>())
 }
 
-/// A duration as a column holds it: microseconds.
+/// Encodes a duration in microseconds for a column.
 pub(super) fn as_micros(span: Duration) -> i64 {
     i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
 }

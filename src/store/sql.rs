@@ -1,7 +1,7 @@
-//! The store over sqlx, for both engines.
+//! The implementation of `Store` with sqlx, for both engines.
 //!
-//! This file is compiled twice, as a part of `sqlite.rs` and of `postgres.rs`, which say what
-//! `Db` is and where its few words differ. Generic code would say the same with a page of bounds.
+//! This file is compiled twice, as a part of `sqlite.rs` and of `postgres.rs`, which define `Db`
+//! and the engine-specific parts. Generic code would need a page of trait bounds.
 
 use std::{fmt, fs::File, time::Duration};
 
@@ -49,14 +49,14 @@ pub(super) struct SqlStore {
     pub(super) reader: Pool<Db>,
     pub(super) loaders: Loaders<Db>,
     pub(super) writer: Pool<Db>,
-    /// What replicas know of each other goes over connections of its own: a lease must not end
+    /// Separate connections for coordination between replicas, so that a lease does not expire
     /// because of many other calls.
     pub(super) pulse: Pool<Db>,
     pub(super) hints: Hints,
     pub(super) loads_at_once: usize,
     /// The statement that begins a mutation.
     pub(super) begin: String,
-    /// What says that the file is ours; let go when the store is dropped.
+    /// The lock on the database file; released when the store is dropped.
     #[expect(dead_code, reason = "it is held, not used")]
     pub(super) lock: Option<File>,
 }
@@ -143,7 +143,7 @@ impl Replicas for SqlStore {
 }
 
 impl SqlStore {
-    /// The one row of a load.
+    /// Runs a load and returns its only row.
     async fn load_row(
         &self,
         load: Query<'_, Db, <Db as Database>::Arguments>,
@@ -155,14 +155,14 @@ impl SqlStore {
         self.loaders.settle(lent, row)
     }
 
-    /// A connection for reads that do not tell by themselves whether they ran on the primary.
+    /// Returns a connection for reads whose rows do not show whether they ran on the primary.
     async fn reader(&self) -> Result<PoolConnection<Db>, StoreError> {
         let mut connection = self.reader.acquire().await?;
         super::admit(&mut connection).await?;
         Ok(connection)
     }
 
-    /// Begins a transaction that is alone until it ends: the first statement locks.
+    /// Begins an exclusive transaction: the first statement takes the lock.
     async fn begin_with<T>(
         &self,
         first: &'static str,
@@ -173,7 +173,7 @@ impl SqlStore {
         match row.and_then(|row| read(&row)) {
             Ok(read) => Ok((transaction, read)),
             Err(error) => {
-                // The session may be one that takes no changes for as long as it lives.
+                // The session may take no changes as long as it exists.
                 transaction.abort();
                 Err(error.into())
             }
@@ -181,7 +181,7 @@ impl SqlStore {
     }
 }
 
-/// Whether a row was read where changes can be made.
+/// Returns an error if the row was read on a server that takes no changes.
 fn writable(row: &Row) -> Result<(), StoreError> {
     if row.try_get("writable")? {
         Ok(())
@@ -281,7 +281,7 @@ impl Store for SqlStore {
             }
         };
         let statement = listing::list(asked, now, few, POSITION);
-        // Its words are the listing's own; what was asked is bound.
+        // The listing generates the SQL text; the values of the query are bound.
         let mut list = query(sqlx::AssertSqlSafe(statement.sql));
         for param in statement.params {
             list = match param {
@@ -299,7 +299,7 @@ impl Store for SqlStore {
             .fetch_all(&mut *self.reader().await?)
             .await?;
         let looked_to = rows.first().map(|row| row.try_get("looked_to"));
-        // Where nothing is found one row says how far was looked.
+        // If no key is found, one row reports how far the search went.
         let found = |row: &&Row| !matches!(row.try_get("k_key_id"), Ok(None::<&str>));
         let keys = rows.iter().filter(found).map(row::used_key);
         Ok(Listed {
@@ -422,7 +422,7 @@ impl Store for SqlStore {
 
     async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
         let store_id = format!("{:032x}", rand::random::<u128>());
-        // First: a replica that survived must not apply revisions of another log.
+        // First, because a surviving replica must not apply revisions of another log.
         query(text::RENAME_REPLICAS).execute(&self.pulse).await?;
         let head = query_scalar(text::RENAME_STORE)
             .bind(&store_id)
@@ -508,17 +508,18 @@ impl Store for SqlStore {
                 .push_bind(i64::try_from(uses.count).unwrap_or(i64::MAX));
         });
         sql.push(text::TO_KNOWN_USES);
-        // As many statements as there are lengths of batches: none is worth keeping prepared.
+        // There are as many statements as batch lengths, so none is worth keeping prepared.
         sql.build().persistent(false).execute(&self.writer).await?;
         Ok(())
     }
 
     async fn close(&self) {
-        // They are the readers', too.
+        // This also closes the reader pool, which owns these connections.
         self.loaders.close().await;
         self.hints.close().await;
         self.pulse.close().await;
-        // Last: SQLite's write-ahead log goes into the file with the last connection, if that can write.
+        // Last: the last connection moves SQLite's write-ahead log into the database file, if it
+        // can write.
         self.writer.close().await;
     }
 }
@@ -571,7 +572,7 @@ impl Mutation for SqlMutation {
             list = list.bind(owner);
         }
         let rows = list.fetch_all(self.transaction.connection()).await?;
-        // One whose id cannot be read has no name; RevokeKeys revokes it with the others.
+        // A key whose id cannot be read cannot be listed; RevokeKeys revokes it with the others.
         let ids = rows.iter().filter_map(|row| row.try_get(0).ok());
         Ok(ids.filter_map(|id| column::key_id(id).ok()).collect())
     }
@@ -820,7 +821,7 @@ fn push_tenants(sql: &mut QueryBuilder<Db>, column: &str, of: &TenantSet) {
     }
 }
 
-/// `AND column IN (…)`, which an empty list makes false.
+/// Appends `AND column IN (…)`, which is false for an empty list.
 fn push_in(sql: &mut QueryBuilder<Db>, column: &str, values: impl Iterator<Item = String>) {
     sql.push(" AND ").push(column).push(" IN (NULL");
     for value in values {
@@ -829,7 +830,8 @@ fn push_in(sql: &mut QueryBuilder<Db>, column: &str, values: impl Iterator<Item 
     sql.push(")");
 }
 
-/// The cursor of a list that is ordered by a revision. One that is no number is of no page.
+/// Parses the cursor of a list that is ordered by a revision. A cursor that is not a number gives
+/// an empty page.
 fn numeric_cursor(page: &Page) -> Option<i64> {
     page.after
         .as_ref()

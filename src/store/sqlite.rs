@@ -1,7 +1,8 @@
-//! SQLite: one file, one process, one writer with read-only readers beside it.
+//! SQLite: one file, one process, one writer and several read-only readers.
 //!
-//! What was answered survives a power cut: WAL with `synchronous=FULL`. A lock beside the file
-//! tells a second process that it is one too many. Only the owner of these files can access them.
+//! Acknowledged changes survive a power failure because of WAL with `synchronous=FULL`. A lock file
+//! beside the database keeps a second process from starting. Only the owner of these files can
+//! access them.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions, TryLockError},
@@ -32,16 +33,16 @@ mod sql;
 
 type Db = sqlx::Sqlite;
 
-/// Takes the write lock at once, so that a mutation never has to give up half way.
+/// Takes the write lock at once, so that a mutation never has to give up halfway.
 const BEGIN: &str = "BEGIN IMMEDIATE";
 const DIALECT: text::Dialect = text::SQLITE;
-/// The function that says where in a text another stands; 0: nowhere.
+/// The function that returns the position of one text in another, or 0.
 const POSITION: &str = "instr";
 
 const READERS: u32 = 4;
-/// How many of them loads of keys keep when there is nothing to load.
+/// The maximum number of reader connections that key loads keep while idle.
 const LOADERS: usize = 2;
-/// How long a statement waits for a connection or a lock.
+/// The timeout of a statement that waits for a connection or a lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -75,16 +76,16 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let reader = writer.clone().create_if_missing(false).read_only(true);
     let pool = SqlitePoolOptions::new()
         .acquire_timeout(PATIENCE)
-        // A file does not break off.
+        // A connection to a file does not break.
         .test_before_acquire(false);
     let writer = pool.clone().max_connections(1).connect_with(writer).await?;
     MIGRATIONS.run(&writer).await?;
     restrict(&file);
-    // A file that can only be read, or a full disk, must not show with the first change.
+    // A read-only file or a full disk must be detected here, not with the first change.
     let mut probe = sql::Transaction::begin(&writer, BEGIN).await?;
     probe.connection().execute(text::LOCK).await?;
     probe.commit().await?;
-    // The one connection that the only member's row is on.
+    // The only connection that has the row of the only member, in a temporary table.
     let pulse = pool
         .clone()
         .max_connections(1)
@@ -99,7 +100,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
             })
         })
         .connect_lazy_with(reader.clone());
-    // A read is a core's work here: one is left to those whom memory answers.
+    // A read occupies a CPU core here, so one core is left to cache hits.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let loads_at_once = cores.saturating_sub(1).clamp(1, READERS as usize - 1);
     let reader = pool.max_connections(READERS).connect_with(reader).await?;
@@ -116,13 +117,13 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     Ok(Measured::start(store, Arc::default()))
 }
 
-/// The file is locked for this process: it is always the primary.
+/// The file is locked for this process, which is therefore always the primary.
 #[expect(clippy::unused_async, reason = "as the other engine has it")]
 async fn admit(_: &mut SqliteConnection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// There is this process alone to tell.
+/// Notifications of changes within this process, the only one.
 #[derive(Default)]
 struct Hints(Notify);
 
@@ -139,12 +140,12 @@ impl Hints {
     async fn close(&self) {}
 }
 
-/// The mode of every file of the database. SQLite gives `-wal` and `-shm` the mode of the database
-/// file whenever it makes them, whatever the umask.
+/// The mode of every file of the database. SQLite creates `-wal` and `-shm` with the mode of the
+/// database file, regardless of the umask.
 const MODE: u32 = 0o600;
 
-/// Creates the database file if it is missing, and returns its real path: one file must not have
-/// two locks because it has two names.
+/// Creates the database file if it is missing, and returns its real path, because a file with two
+/// names must not have two locks.
 fn create(file: &Path) -> Result<PathBuf, OpenError> {
     let created = OpenOptions::new()
         .write(true)
@@ -156,11 +157,11 @@ fn create(file: &Path) -> Result<PathBuf, OpenError> {
     real.map_err(unusable(file))
 }
 
-/// Takes access to the database from group and others, for files that an earlier version created.
+/// Removes access to the database for group and others, for files that an earlier version created.
 fn restrict(file: &Path) {
     for suffix in ["", "-wal", "-shm"] {
         let path = beside(file, suffix);
-        // No file is opened here: closing it would drop SQLite's locks on it.
+        // No file is opened here, because closing it would drop SQLite's locks on it.
         let mode = fs::symlink_metadata(&path)
             .ok()
             .filter(fs::Metadata::is_file)
@@ -190,7 +191,7 @@ fn lock(file: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(file.to_owned())),
         Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
     }
-    // It holds nothing, so that another owner's file is good enough.
+    // The lock file is empty, so a file of another owner is acceptable.
     let _ = lock.set_permissions(Permissions::from_mode(MODE));
     Ok(lock)
 }

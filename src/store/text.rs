@@ -1,7 +1,7 @@
-//! The statements, the same for both engines, in words that both understand.
+//! The SQL statements, in syntax that both engines support.
 //!
-//! A test prepares each of [`ALL`] on both. Lists with optional filters are built in `sql.rs`
-//! from the selections here, that of keys in `listing.rs`.
+//! A test prepares each of [`ALL`] on both engines. `sql.rs` builds lists with optional filters
+//! from the selections here; `listing.rs` builds the list of keys.
 
 macro_rules! key_columns {
     () => {
@@ -17,7 +17,7 @@ macro_rules! key_columns {
     };
 }
 
-/// Those of keys `k` and their last uses `u`.
+/// The columns of keys `k` and their last uses `u`.
 macro_rules! used_key_columns {
     () => {
         concat!(
@@ -49,14 +49,15 @@ macro_rules! tenant_columns {
     };
 }
 
-/// The keys of tenant `$1` that can be used at `$2`, or could be once resumed.
+/// Selects the keys of tenant `$1` that can be used at `$2`, or could be once resumed.
 macro_rules! living {
     () => {
         "tenant_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2)"
     };
 }
 
-/// The living keys in a slice of at most `$4` keys of tenant `$1`, created after revision `$3`.
+/// Counts the living keys in a slice of at most `$4` keys of tenant `$1`, created after revision
+/// `$3`.
 macro_rules! count_living {
     ($owner:literal) => {
         concat!(
@@ -78,13 +79,14 @@ macro_rules! revoke {
     };
 }
 
-/// A page of the keys that are the likeliest to be asked about, in one row; `$hex` is a key's MAC
-/// in hexadecimal digits, which each engine has a word of its own for.
+/// Selects a page of the keys that are most likely to be requested, in one row. `$hex` is the
+/// engine's expression for a key's MAC in hexadecimal digits.
 ///
-/// `$from` says which keys and `$place` in which order, the greatest first; those from `$7` to below
-/// `$1` can be allowed at `$2` and recognised by pepper `$3`. The pepper is compared in words that
-/// no index serves, so that its own does not spoil the order, and that PostgreSQL expects most keys to meet.
-/// Comparing with FALSE leaves out what is no boolean, which SQLite can hold.
+/// `$from` selects the keys and `$place` defines their order, greatest first. The page has keys at
+/// places from `$7` to below `$1` that can be allowed at `$2` and recognised by pepper `$3`. The
+/// comparison of the pepper is an expression that no index serves, so that the pepper's index does
+/// not spoil the order, and that PostgreSQL expects most keys to match. Comparing with FALSE
+/// excludes values that are not booleans, which SQLite can hold.
 macro_rules! warm {
     ($writable:literal, $hex:literal, $from:literal, $place:literal) => {
         concat!(
@@ -119,7 +121,7 @@ macro_rules! warm {
     };
 }
 
-/// The keys that were used, the last used first.
+/// Selects the keys that were used, the last used first.
 macro_rules! warm_used {
     ($writable:literal, $hex:literal) => {
         warm!(
@@ -131,7 +133,7 @@ macro_rules! warm_used {
     };
 }
 
-/// The keys that were never used, the newest first.
+/// Selects the keys that were never used, the newest first.
 macro_rules! warm_unused {
     ($writable:literal, $hex:literal) => {
         warm!(
@@ -155,10 +157,10 @@ macro_rules! statements {
 statements! {
     POSITION = "SELECT store_id, revision FROM log_head";
     RENAME_STORE = "UPDATE log_head SET store_id = $1 RETURNING revision";
-    // Nobody renews a membership of that name: its holder, if there is one, joins anew, and is waited
-    // for until its lease has ended.
+    // No replica renews a membership of that name. Its holder, if there is one, joins again, and
+    // changes wait until its lease has expired.
     RENAME_REPLICAS = "UPDATE replicas SET id = 'restored-' || id";
-    // Waits for the mutation before, and changes nothing.
+    // Waits for the previous mutation, and changes nothing.
     LOCK = "UPDATE log_head SET revision = revision RETURNING revision";
     NEXT_REVISION = "UPDATE log_head SET revision = revision + 1 RETURNING revision";
     FIND_KEY = concat!(
@@ -238,26 +240,26 @@ statements! {
          trace_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 }
 
-/// Where there is one process, its row need not outlive the connection that it is written on:
-/// without it the process joins anew. Every engine's other tables are in `migrations/`.
+/// With a single process, its row need not outlive the connection that wrote it, because without
+/// the row the process joins again. All other tables of both engines are in `migrations/`.
 pub const REPLICAS_OF_ONE_PROCESS: &str = "CREATE TEMP TABLE replicas (id TEXT PRIMARY KEY, \
      applied_revision INTEGER NOT NULL, renewals INTEGER NOT NULL, lease INTEGER NOT NULL)";
 
-/// What is read of a key and its last use.
+/// The columns of a key and its last use.
 pub(super) const USED_KEY_COLUMNS: &str = used_key_columns!();
-/// Tenants, to be followed by conditions.
+/// Selects tenants; conditions follow.
 pub(super) const LIST_TENANTS: &str = concat!(
     "SELECT ",
     tenant_columns!(),
     " FROM tenants t WHERE t.tenant_id > "
 );
-/// Events, to be followed by conditions.
+/// Selects events; conditions follow.
 pub(super) const LIST_EVENTS: &str = "SELECT revision, at, actor, kind, tenant_id, key_id, \
      owner_id, details, trace_id FROM events WHERE revision ";
-/// Uses of keys, to be followed by rows and [`TO_KNOWN_USES`].
+/// Inserts uses of keys; rows and [`TO_KNOWN_USES`] follow.
 pub(super) const ADD_USES: &str =
     "INSERT INTO key_usage AS u (key_id, last_used_at, last_used_ip, uses) ";
-/// Of two last uses the later one is the last.
+/// Adds the counts of uses and keeps the later of two last uses.
 pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      uses = u.uses + excluded.uses, \
      last_used_at = CASE WHEN excluded.last_used_at >= u.last_used_at \
@@ -265,22 +267,23 @@ pub(super) const TO_KNOWN_USES: &str = " ON CONFLICT (key_id) DO UPDATE SET \
      last_used_ip = CASE WHEN excluded.last_used_at >= u.last_used_at \
      THEN excluded.last_used_ip ELSE u.last_used_ip END";
 
-/// The statements whose text depends on the engine. Each returns a column `writable`: whether it ran
-/// where changes can be made. What a server that takes no changes says may be long out of date.
+/// The statements whose text depends on the engine. Each returns a column `writable`, which is true
+/// if the statement ran on a server that takes changes. Data from a server that takes no changes
+/// may be long out of date.
 pub struct Dialect {
     pub head: &'static str,
-    /// A key with all that bounds it.
+    /// Loads a key with its owner and its tenant.
     pub load: &'static str,
-    /// An owner with its tenant.
+    /// Loads an owner with its tenant.
     pub load_owner: &'static str,
-    /// All members, at least one row: where there are none, its columns are NULL.
+    /// Selects all members. Returns at least one row: if there are none, its columns are NULL.
     pub replicas: &'static str,
-    /// Many keys: all, those that were used, those that were not; see `warm!`.
+    /// Select many keys: all, the used ones, the unused ones; see `warm!`.
     pub warm: [&'static str; 3],
 }
 
 impl Dialect {
-    /// Every statement, and what it is prepared for.
+    /// Returns every statement.
     #[must_use]
     pub fn all(&self) -> Vec<&'static str> {
         let single = [self.head, self.load, self.load_owner, self.replicas];
@@ -335,9 +338,9 @@ macro_rules! dialect {
     };
 }
 
-/// The file is locked for this process, and so always the primary.
+/// The file is locked for this process, which is therefore always the primary.
 pub const SQLITE: Dialect = dialect!("TRUE", "hex(k.secret_mac)");
-/// A standby is always read-only; so is a primary that was fenced by `default_transaction_read_only`.
+/// A standby is always read-only, as is a primary that `default_transaction_read_only` fences.
 pub const POSTGRES: Dialect = dialect!(
     "(current_setting('transaction_read_only') = 'off')",
     "encode(k.secret_mac, 'hex')"

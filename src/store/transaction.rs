@@ -1,8 +1,9 @@
 //! A transaction on a pooled connection. Compiled once for each engine, like `sql.rs`.
 //!
-//! sqlx counts nested transactions for each connection, and after a failed COMMIT or ROLLBACK the
-//! count stays wrong as long as the connection lives: every later BEGIN fails. So this type sends
-//! these statements itself, and a connection on which one of them fails is closed, never pooled.
+//! sqlx counts nested transactions for each connection. After a failed COMMIT or ROLLBACK, the
+//! count stays wrong as long as the connection exists, and every later BEGIN fails. This type
+//! therefore sends these statements itself, and closes a connection on which one of them fails
+//! instead of pooling it.
 
 use std::time::Duration;
 
@@ -11,19 +12,20 @@ use tokio::time;
 
 use super::super::Db;
 
-/// How long a ROLLBACK may take before the connection is closed instead.
+/// The timeout of a ROLLBACK, after which the connection is closed instead.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An open transaction; rolled back when dropped.
 pub(in crate::store) struct Transaction {
-    /// `None` once the connection has been given up.
+    /// `None` once the connection has been released.
     connection: Option<PoolConnection<Db>>,
-    /// Whether the connection is between two transactions' states, and so must not be pooled.
+    /// True while the state of the transaction is undefined, so that the connection must not be
+    /// pooled.
     undefined: bool,
 }
 
 impl Transaction {
-    /// Takes a connection and begins a transaction by this statement.
+    /// Takes a connection and begins a transaction with `statement`.
     pub(in crate::store) async fn begin(
         pool: &Pool<Db>,
         statement: &str,
@@ -32,29 +34,29 @@ impl Transaction {
             connection: Some(pool.acquire().await?),
             undefined: true,
         };
-        // The words are the engine's own and the name of a schema, in quotes.
+        // The statement consists of the engine's own text and the quoted name of a schema.
         let statement = AssertSqlSafe(statement.to_owned());
         this.connection().execute(statement).await?;
         this.undefined = false;
         Ok(this)
     }
 
-    /// The connection, to run statements on.
+    /// Returns the connection, to run statements on.
     pub(in crate::store) fn connection(&mut self) -> &mut <Db as sqlx::Database>::Connection {
         let connection = self.connection.as_mut();
         connection.expect("the connection is taken only when the transaction ends")
     }
 
-    /// Closes the connection, and with it ends the transaction.
+    /// Ends the transaction by closing the connection.
     pub(in crate::store) fn abort(mut self) {
         self.undefined = true;
     }
 
-    /// Commits. After an error it may or may not have been committed.
+    /// Commits the transaction. After an error, it may or may not have been committed.
     pub(in crate::store) async fn commit(mut self) -> Result<(), sqlx::Error> {
         self.undefined = true;
         self.connection().execute("COMMIT").await?;
-        // Back to its pool.
+        // Returns the connection to its pool.
         drop(self.connection.take());
         Ok(())
     }

@@ -1,18 +1,18 @@
-//! Connections that may lead to a server that is not the primary.
+//! Detects connections that may lead to a server that is not the primary.
 //!
-//! After a failover, or while a session's default is read-only, the connections of a pool may all
-//! be of no use, and stay so. Once one has shown itself read-only, those that are as old are
-//! replaced before they are used again.
+//! After a failover, or while a session's default is read-only, all connections of a pool may be
+//! unusable, and stay so. Once one connection proves to be read-only, all connections that are as
+//! old are replaced before they are used again.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// The shortest time between two replacements of all connections.
+/// The minimum time between two replacements of all connections.
 const REPLACE_EVERY: Duration = Duration::from_secs(1);
 
-/// The time before which connections must not have been opened.
+/// The time before which no usable connection was opened.
 #[derive(Debug)]
 pub(super) struct Trust {
     start: Instant,
@@ -30,7 +30,7 @@ impl Default for Trust {
 }
 
 impl Trust {
-    /// Distrusts the connections that are open now, unless that was done a moment ago.
+    /// Distrusts the connections that are open now, unless that happened a moment ago.
     pub(super) fn lose(&self) {
         let now = self.start.elapsed();
         let since = Duration::from_micros(self.since.load(Ordering::Relaxed));
@@ -40,7 +40,7 @@ impl Trust {
         }
     }
 
-    /// Whether a connection of this age may be used.
+    /// Returns whether a connection of this age may be used.
     pub(super) fn covers(&self, age: Duration) -> bool {
         let since = Duration::from_micros(self.since.load(Ordering::Relaxed));
         since.is_zero() || age <= self.start.elapsed().saturating_sub(since)

@@ -1,8 +1,8 @@
-//! Many keys at once, for a cache that is to be full before it is asked.
+//! Reads many keys at once, to fill a cache before the first requests.
 //!
-//! A page of them comes in one row, as text: a row for each key costs a driver several times what
-//! the rest does, and a million of them are wanted in seconds. Reading the text is left to the caller,
-//! who can do it while the next page is on its way.
+//! A page of keys is one row of text, because a row for each key costs a driver several times as
+//! much as the rest, and a cache needs a million keys in seconds. The caller parses the text, and
+//! can do so while it waits for the next page.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -16,49 +16,49 @@ use crate::domain::{
     clock::Timestamp, owner::Owner, scope::Scopes, standing::Terms, tenant::Tenant, token::KeyId,
 };
 
-/// Which keys to read.
+/// The selection of the keys to read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WarmQuery {
-    /// Those that may be allowed at this time.
+    /// The time at which the keys may be allowed.
     pub now: Timestamp,
-    /// Those with a MAC under this pepper.
+    /// The pepper under which the keys have a MAC.
     pub pepper_id: String,
     pub of: WarmSet,
-    /// Those at these places in their order, the last ones first. A page's last key is at the end of
-    /// the places of the next.
+    /// The places of the keys in their order, read from the end. The last key of a page is at the
+    /// end of the range of the next page.
     pub places: Range<i64>,
-    /// So many at most.
+    /// The maximum number of keys.
     pub size: u32,
 }
 
-/// Which keys, and in which order.
+/// A set of keys and its order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WarmSet {
-    /// All, the newest first: as they lie, and so in half the time.
+    /// All keys, the newest first: in storage order, which takes half the time.
     All,
-    /// Those that were ever used, the last used first.
+    /// The keys that were ever used, the last used first.
     Used,
-    /// Those that were not, the newest first.
+    /// The keys that were never used, the newest first.
     Unused,
 }
 
-/// A page of keys, the likeliest to be asked about first.
+/// A page of keys, the most likely to be requested first.
 #[derive(Clone, Debug)]
 pub struct WarmPage {
-    /// The revision that the rest is at least as new as.
+    /// The remaining fields are at least as new as this revision.
     pub head: i64,
-    /// The place of its last key. Nothing when the page is empty.
+    /// The place of the last key. `None` if the page is empty.
     pub last: Option<i64>,
-    /// How many keys are on it.
+    /// The number of keys on the page.
     pub keys: usize,
     pub(super) lines: String,
 }
 
-/// A key, with what a decision needs of it, of its owner and of its tenant, and nothing else.
+/// A key with only those fields of the key, its owner and its tenant that a decision needs.
 #[derive(Clone, Debug)]
 pub struct WarmKey {
     pub key_id: KeyId,
-    /// Under the pepper that was asked for.
+    /// Under the pepper of the query.
     pub mac: [u8; 32],
     owner_id: String,
     scopes: Scopes,
@@ -71,11 +71,12 @@ pub struct WarmKey {
 }
 
 impl WarmPage {
-    /// What ends a field and a key: no value has control characters (JSON escapes them).
+    /// The ends of a field and of a key. No value has control characters, because JSON escapes
+    /// them.
     pub(super) const FIELD_END: &str = "\u{1f}";
     pub(super) const KEY_END: &str = "\u{1e}";
 
-    /// The keys of the page.
+    /// Parses the keys of the page.
     pub fn read(&self) -> impl Iterator<Item = Result<WarmKey, StoreError>> {
         let lines = self.lines.split(Self::KEY_END);
         lines.filter(|line| !line.is_empty()).map(WarmKey::read)
@@ -83,7 +84,7 @@ impl WarmPage {
 }
 
 impl WarmKey {
-    /// What a standing is made of.
+    /// Returns the inputs of the key policy.
     #[must_use]
     pub fn terms(&self) -> Terms<'_> {
         Terms {
@@ -94,7 +95,7 @@ impl WarmKey {
             allowed_cidrs: &self.allowed_cidrs,
             metadata: &self.metadata,
             expires_at: self.expires_at,
-            // Such keys are not asked for.
+            // The query excludes revoked and suspended keys.
             revoked: false,
             suspended: false,
             owner: self.owner.as_ref(),
@@ -102,7 +103,7 @@ impl WarmKey {
         }
     }
 
-    /// Reads the fields in the order of the statement.
+    /// Parses the fields in the order of the statement.
     fn read(line: &str) -> Result<Self, StoreError> {
         let mut fields = line.split(WarmPage::FIELD_END);
         let mut next = || fields.next().ok_or(StoreError::Corrupt("a row"));
@@ -152,7 +153,7 @@ fn time(text: &str) -> Result<Option<Timestamp>, StoreError> {
     Ok(Some(Timestamp::from_micros(micros?)))
 }
 
-/// 32 bytes in hexadecimal digits.
+/// Parses 32 bytes from hexadecimal digits.
 fn mac(digits: &str) -> Result<[u8; 32], StoreError> {
     let mac = blake3::Hash::from_hex(digits);
     Ok(*mac

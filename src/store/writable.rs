@@ -1,4 +1,4 @@
-//! Whether changes can be written, as the last attempt showed.
+//! Tracks whether changes can be written, by the result of the last attempt.
 
 use std::{
     error::Error,
@@ -9,8 +9,8 @@ use tracing::{error, info};
 
 use super::StoreError;
 
-/// Codes of errors that say nothing about whether changes can be written: the statement waited too
-/// long for others, or has to be repeated.
+/// Codes of errors that do not show whether changes can be written: the statement waited too long
+/// for others, or must be repeated.
 const BUSY: [&str; 4] = ["55P03", "57014", "40", "5"];
 
 /// Tracks whether changes can be written, and logs each outage once.
@@ -27,14 +27,14 @@ impl Writable {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Notes that a change was committed.
+    /// Records that a change was committed.
     pub(super) fn succeed(&self) {
         if !self.0.swap(true, Ordering::Relaxed) {
             info!("the database takes changes again");
         }
     }
 
-    /// Notes why a change could not be written.
+    /// Records the error of a change that could not be written.
     pub(super) fn fail(&self, error: &StoreError) {
         if stops_changes(error) && self.0.swap(false, Ordering::Relaxed) {
             let error = error as &dyn Error;
@@ -46,7 +46,7 @@ impl Writable {
     }
 }
 
-/// Whether the next change is likely to fail as well.
+/// Returns whether the next change is likely to fail as well.
 fn stops_changes(error: &StoreError) -> bool {
     let source = match error {
         StoreError::ReadOnly => return true,
@@ -64,7 +64,7 @@ fn stops_changes(error: &StoreError) -> bool {
                 _ => !sqlite && code.starts_with(busy),
             })
         }
-        // All connections are used by changes that wait for each other.
+        // Changes that wait for each other use all connections.
         Some(sqlx::Error::PoolTimedOut) => false,
         _ => true,
     }

@@ -1,16 +1,16 @@
-//! The epochs, and the guard that keeps what changed from coming back: see the parent.
+//! Epochs, and the guard that keeps outdated entries out of the cache; see the parent module.
 //!
-//! `model.rs` compiles this file again, to run it in every order that its steps can take.
+//! `model.rs` compiles this file again, to run it in every possible order of its steps.
 
 use super::atomic::{AtomicI64, AtomicU32, Ordering};
 use crate::domain::{event::Touched, standing::Standing, token::KeyId};
 
-/// How many epochs there are at most: four for each key that there is room for. Two things that
-/// share one cost each other a reload, no more; one epoch is four bytes.
+/// Maximum number of epochs, of which there are four for each key of the cache's capacity. Two
+/// items that share an epoch only cost each other a reload. An epoch takes four bytes.
 const EPOCHS_MAX: usize = 1 << 20;
 const EPOCHS_A_KEY: usize = 4;
 
-/// What an entry was true at.
+/// The epochs at which an entry was current.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stamp {
     owner: u32,
@@ -18,22 +18,22 @@ pub struct Stamp {
     sum: u32,
 }
 
-/// What a load is to begin with: it tells whether the replicas were joined anew since.
+/// A ticket that each load begins with, to detect whether the replicas were joined anew since.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket(u32);
 
-/// The epochs of everything, hashed into one table.
+/// The epochs of all keys, owners and tenants, hashed into one table.
 pub(super) struct Epochs {
     table: Box<[AtomicU32]>,
-    /// What makes a hash a place in the table.
+    /// Right shift that maps a hash to a table index.
     shift: u32,
     /// The newest revision whose change has advanced epochs, or is about to.
     announced: AtomicI64,
-    /// How often the replicas were joined: an epoch of everything.
+    /// Number of times that the replicas were joined: an epoch for all entries.
     joined: AtomicU32,
 }
 
-/// The ticket before the replicas were joined for the first time.
+/// The ticket before the replicas are first joined.
 pub(super) const NEVER_JOINED: Ticket = Ticket(0);
 
 impl Epochs {
@@ -62,12 +62,14 @@ impl Epochs {
     }
 
     pub(super) fn clear(&self, head: i64) {
-        // First: who gets the new ticket loads what is as new as all that was announced before.
+        // Stored first: a load with the new ticket reads data as new as everything announced
+        // before.
         self.announced.store(head, Ordering::SeqCst);
         self.joined.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What an entry loaded at `head` is true at, and whether it is as new as all that is known.
+    /// Returns the stamp of an entry loaded at `head`, and whether the entry is as new as every
+    /// known change.
     pub(super) fn stamp(
         &self,
         id: KeyId,
@@ -78,7 +80,7 @@ impl Epochs {
         let owner = owner_hash(standing.tenant_id(), standing.owner_id());
         let tenant = tenant_hash(standing.tenant_id());
         let sum = self.sum(key_hash(id), owner, tenant);
-        // After the epochs: a change that they show has been announced by now.
+        // Read after the epochs: a change that they include has been announced by now.
         let current = self.announced.load(Ordering::SeqCst) <= head;
         let joined = ticket != NEVER_JOINED && ticket == self.ticket();
         (Stamp { owner, tenant, sum }, current && joined)
@@ -104,7 +106,7 @@ impl Epochs {
     }
 }
 
-/// An id is random already: half of it, multiplied to fill the upper bits.
+/// Multiplies half of the id, which is already random, to fill the upper bits.
 fn key_hash(id: KeyId) -> u32 {
     fold(id.low_bits().wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
@@ -117,7 +119,7 @@ fn tenant_hash(tenant: &str) -> u32 {
     hashed(&[tenant])
 }
 
-/// FNV-1a: what chooses a place need not be secret, only the same every time.
+/// FNV-1a, because a table index need not be secret, only deterministic.
 fn hashed(parts: &[&str]) -> u32 {
     let bytes = parts.iter().flat_map(|part| part.bytes());
     fold(bytes.fold(0xCBF2_9CE4_8422_2325, |mixed, byte| {
@@ -126,6 +128,6 @@ fn hashed(parts: &[&str]) -> u32 {
 }
 
 fn fold(mixed: u64) -> u32 {
-    // The upper bits are the best mixed ones.
+    // The upper bits are mixed best.
     u32::try_from(mixed >> 32).unwrap_or_default()
 }

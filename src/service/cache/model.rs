@@ -1,5 +1,5 @@
-//! The guard in every order that its steps can take, the weak ones of other processors among them:
-//! loom runs the very code of `epochs.rs` on atomics of its own.
+//! Tests the guard in every possible order of its steps, including the weak orders of other
+//! processors. Loom runs the code of `epochs.rs` on its own atomics.
 
 #[path = "epochs.rs"]
 mod epochs;
@@ -30,12 +30,12 @@ use crate::domain::{
     token::KeyId,
 };
 
-/// A store, a cache with one place, and the epochs between them.
+/// A database, a cache with one entry, and the epochs between them.
 struct World {
-    /// The log's head, which a row that is read now is as new as.
+    /// The log's head; a row that is read now is as new as this head.
     head: AtomicI64,
     epochs: Epochs,
-    /// What is in memory: what it was true at, and how new the row is.
+    /// The cached entry: its stamp, and the head that its row is as new as.
     entry: Mutex<Option<(Stamp, i64)>>,
 }
 
@@ -43,7 +43,7 @@ impl World {
     fn new(head: i64) -> Arc<Self> {
         let world = Self {
             head: AtomicI64::new(head),
-            // Few, as each costs loom time; a shared one only makes an entry count less.
+            // Few, because each costs loom time. A shared epoch only invalidates more entries.
             epochs: Epochs::new(1),
             entry: Mutex::new(None),
         };
@@ -51,7 +51,7 @@ impl World {
         Arc::new(world)
     }
 
-    /// Loads the key, as a miss and the warm start do.
+    /// Loads the key, as a cache miss and the warm start do.
     fn load(&self) {
         let ticket = self.epochs.ticket();
         let head = self.head.load(Ordering::SeqCst);
@@ -61,13 +61,13 @@ impl World {
         }
     }
 
-    /// Commits a change, and makes what it touched count no more.
+    /// Commits a change, and invalidates the entries that it affects.
     fn change(&self, revision: i64, touched: &Touched) {
         self.head.fetch_max(revision, Ordering::SeqCst);
         self.epochs.apply(revision, touched);
     }
 
-    /// How new the row is that a Validate would be answered by.
+    /// Returns the head of the cached row that a Validate call would use, if the entry is valid.
     fn answered_by(&self) -> Option<i64> {
         let entry = *self.entry.lock().unwrap();
         let (stamp, head) = entry?;
@@ -107,8 +107,8 @@ fn changes() -> [Touched; 3] {
     ]
 }
 
-/// Runs `race` in every order, and says whether an entry counted at the end of some of them:
-/// where none ever does, nothing is shown.
+/// Runs `race` in every order, and returns whether an entry is valid at the end of any of them. If
+/// none ever is, the test proves nothing.
 fn some_count(race: impl Fn() -> Arc<World> + Send + Sync + 'static) -> bool {
     let counted = std::sync::Arc::new(AtomicBool::new(false));
     let seen = std::sync::Arc::clone(&counted);

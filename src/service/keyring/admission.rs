@@ -1,4 +1,4 @@
-//! What must hold for a new key to be issued, in the state that the mutation changes.
+//! Admission checks for new, rotated and changed keys, in the state that the mutation changes.
 
 use super::admit_change;
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
     store::Mutation,
 };
 
-/// Checks a new key against its tenant's rules, and makes room for it where the rule is to
-/// replace the oldest. Returns which keys were revoked for it.
+/// Checks a new key against its tenant's rules. If the owner is at the key limit and the rule is to
+/// replace the oldest, revokes the owner's oldest keys. Returns the ids of the revoked keys.
 pub(super) async fn admit_new(
     mutation: &mut dyn Mutation,
     caller: &Caller,
@@ -51,7 +51,7 @@ pub(super) async fn admit_new(
     Ok(oldest)
 }
 
-/// Whether a key can have a successor.
+/// Checks that a key can be rotated.
 pub(super) fn admit_rotation(old: &Key, now: Timestamp) -> Result<(), Refused> {
     match (old.state(now), old.rotated_to) {
         (KeyState::Revoked, _) => Err(Refused::KeyRevoked),
@@ -62,7 +62,8 @@ pub(super) fn admit_rotation(old: &Key, now: Timestamp) -> Result<(), Refused> {
     }
 }
 
-/// Whether a key may live until `expiry`: one that has a successor no longer than it does.
+/// Checks that a key may get this expiry: the expiry of a key that has a successor cannot be
+/// extended.
 pub(super) fn admit_extension(key: &Key, expiry: Option<Timestamp>) -> Result<(), Refused> {
     let later = expiry.is_none_or(|expiry| key.expires_at.is_some_and(|end| end < expiry));
     match key.rotated_to {
@@ -71,7 +72,8 @@ pub(super) fn admit_extension(key: &Key, expiry: Option<Timestamp>) -> Result<()
     }
 }
 
-/// Whether a key may get another end at `now`: an expired one would come back to the living.
+/// Checks that a key may get another expiry at `now`: an expired key would become a living key
+/// again and count towards the owner's limit.
 pub(super) async fn admit_revival(
     mutation: &mut dyn Mutation,
     tenant: &Tenant,

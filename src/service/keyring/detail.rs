@@ -1,4 +1,4 @@
-//! What events tell, as JSON: by the names of the API's fields, in the API's spelling.
+//! Event details as JSON, with the names and the spelling of the API's fields.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::domain::{
     token::KeyId,
 };
 
-/// `null`: never.
+/// `null` means never.
 pub(super) fn of_time(time: Option<Timestamp>) -> Value {
     json!(time.map(|time| time.to_string()))
 }
 
-/// `null`: none.
+/// `null` means none.
 pub(super) fn of_span(span: Option<Duration>) -> Value {
     json!(span.map(|span| format!("{}s", span.as_secs_f64())))
 }

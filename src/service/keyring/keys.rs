@@ -1,4 +1,4 @@
-//! Keys: issued, rotated, changed, revoked and read.
+//! Issues, rotates, changes, revokes and reads keys.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,14 +30,15 @@ use crate::{
     store::{KeyQuery, Listed},
 };
 
-/// How many keys an event names: its readers take messages of 4 MiB. Which keys the others were is
-/// told by the tenant, the owner and the revision, which stands in each of them.
+/// Maximum number of key ids in an event, because event readers accept messages of at most 4 MiB.
+/// The remaining keys can be found by tenant, owner and the event's revision, which each of them
+/// carries.
 const TOLD_MAX: usize = 10_000;
 
-/// The largest number of keys that a dry run counts.
+/// Maximum number of keys that a dry run counts.
 const COUNT_MAX: usize = 100_000;
 
-/// What a new key is to be.
+/// The properties of a new key.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewKey {
     pub tenant_id: String,
@@ -49,27 +50,27 @@ pub struct NewKey {
     pub allowed_cidrs: Vec<IpNet>,
     pub metadata: BTreeMap<String, String>,
     pub lifetime: Option<Lifetime>,
-    /// Makes a repetition of the call safe.
+    /// Makes a retry of the call safe.
     pub request_id: Option<String>,
 }
 
-/// How long a key is to live.
+/// The lifetime of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lifetime {
     Until(Timestamp),
     For(Duration),
 }
 
-/// What a key's successor is to be.
+/// The parameters of a rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rotation {
-    /// How long the old key goes on working.
+    /// Time for which the old key stays valid, unless it expires earlier.
     pub overlap: Duration,
-    /// `None`: as long as the old one was made to live.
+    /// `None`: the old key's lifetime, from its creation to its expiry.
     pub lifetime: Option<Lifetime>,
 }
 
-/// The new values of what is to change.
+/// New values for the fields to change; `None` leaves a field unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct KeyPatch {
     pub label: Option<String>,
@@ -78,27 +79,27 @@ pub struct KeyPatch {
     pub audiences: Option<Vec<String>>,
     pub allowed_cidrs: Option<Vec<IpNet>>,
     pub metadata: Option<BTreeMap<String, String>>,
-    /// `Some(None)`: never.
+    /// `Some(None)`: the key never expires.
     pub expires_at: Option<Option<Timestamp>>,
     pub suspended: Option<bool>,
 }
 
-/// A key just made, and its plaintext on the way to the one answer that shows it.
+/// A new key with its plaintext, which only one response contains.
 #[derive(Debug)]
 pub struct Issued {
     pub key: Key,
     pub plaintext: Plaintext,
-    /// Whether other keys were revoked for it.
+    /// `true` if other keys were revoked to stay within the limit.
     pub replaced: bool,
 }
 
-/// What RevokeKeys did.
+/// The result of RevokeKeys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Revoked {
     pub count: usize,
     /// `None`: nothing was changed.
     pub revision: Option<i64>,
-    /// With which revision at the latest all was revoked.
+    /// The revision by which all the keys were revoked, at the latest.
     pub since: i64,
 }
 
@@ -106,7 +107,7 @@ impl Keyring {
     /// Issues a key.
     ///
     /// # Errors
-    /// [`Refused::RequestRepeated`], a tenant's rule, and those of every call.
+    /// [`Refused::RequestRepeated`], a violated tenant rule, and the errors common to all calls.
     pub async fn create(&self, context: &CallContext, new: NewKey) -> Result<Issued, Refused> {
         authorize(&context.caller, &new.tenant_id, Action::KeysCreate)?;
         admit_grant(&context.caller, &new.tenant_id, &new.scopes)?;
@@ -114,7 +115,7 @@ impl Keyring {
 
         let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
-        // Once more: argon2 took its time.
+        // Checked again, because permissions may have changed while Argon2 ran.
         authorize(caller, &new.tenant_id, Action::KeysCreate)?;
         admit_grant(caller, &new.tenant_id, &new.scopes)?;
         if let Some(request_id) = &new.request_id
@@ -164,10 +165,11 @@ impl Keyring {
         })
     }
 
-    /// Issues the successor of a key: same owner, scopes and limits.
+    /// Issues the successor of a key, with the same owner, scopes and limits.
     ///
     /// # Errors
-    /// Why the key cannot be rotated, a tenant's rule, and those of every call.
+    /// The reason why the key cannot be rotated, a violated tenant rule, and the errors common to
+    /// all calls.
     pub async fn rotate(
         &self,
         context: &CallContext,
@@ -209,7 +211,8 @@ impl Keyring {
         old.rotated_to = Some(new.key_id);
         old.revision = mutation.revision();
         mutation.update_key(&old).await?;
-        // After the old key has its end: without an overlap it leaves its place to the new one.
+        // Checked after the old key's expiry is set: without an overlap, the old key no longer
+        // counts towards the limit.
         let replaced = admit_new(&mut *mutation, caller, &rules, &new).await?;
         mutation.insert_key(&new, &minted.verifier, None).await?;
 
@@ -232,7 +235,7 @@ impl Keyring {
     /// Changes a key.
     ///
     /// # Errors
-    /// [`Refused::KeyRevoked`], a tenant's rule, and those of every call.
+    /// [`Refused::KeyRevoked`], a violated tenant rule, and the errors common to all calls.
     pub async fn update(
         &self,
         context: &CallContext,
@@ -270,11 +273,11 @@ impl Keyring {
         Ok(key)
     }
 
-    /// Revokes a key for ever, and returns with it the revision since which it is. A key that is
-    /// revoked already stays as it is.
+    /// Revokes a key permanently and returns it with the revision that revoked it. A key that is
+    /// already revoked stays unchanged.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn revoke(
         &self,
         context: &CallContext,
@@ -288,7 +291,7 @@ impl Keyring {
         let mut key =
             key_in_view(&mut *mutation, caller, Some(tenant), id, Action::KeysRevoke).await?;
         if key.revoked.is_some() {
-            // Nobody knows whether that is enforced already.
+            // The earlier revocation may not be enforced yet.
             let since = if self.cache.faults().has(Fault::NoSecondWait) {
                 0
             } else {
@@ -315,11 +318,11 @@ impl Keyring {
         Ok((key, since))
     }
 
-    /// Counts the keys that [`Keyring::revoke_all`] would revoke, and says whether there are more.
-    /// It reads without a lock and in short statements, each in the caller's turn.
+    /// Counts the keys that [`Keyring::revoke_all`] would revoke, and returns whether there are
+    /// more. Reads without a lock and in short statements, each in the caller's turn.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn count_living(
         &self,
         context: &CallContext,
@@ -342,11 +345,11 @@ impl Keyring {
         Ok((living, false))
     }
 
-    /// Revokes all living keys of a tenant, or of one owner in it: all that are neither revoked
-    /// nor expired, a suspended one being only a call away from use.
+    /// Revokes all keys of a tenant, or of one owner in it, that are neither revoked nor expired.
+    /// Includes suspended keys, because one call can make them usable again.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn revoke_all(
         &self,
         context: &CallContext,
@@ -365,7 +368,7 @@ impl Keyring {
             return Ok(Revoked {
                 count,
                 revision: None,
-                // Others may have revoked them just now.
+                // Another call may have revoked them just before.
                 since: mutation.revision() - 1,
             });
         }
@@ -392,10 +395,10 @@ impl Keyring {
         })
     }
 
-    /// The key of that id.
+    /// Returns the key with this id.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn find_key(
         &self,
         caller: &Caller,
@@ -406,10 +409,11 @@ impl Keyring {
         admit_key(self.store.find_key(id).await?, caller, tenant, action)
     }
 
-    /// A tenant's keys, newest first. There may be more than were looked for.
+    /// Returns a tenant's keys, newest first. The scan can stop before the end of the list; the
+    /// result then contains the position at which to continue.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn list_keys(
         &self,
         context: &CallContext,
@@ -429,7 +433,7 @@ impl Keyring {
     }
 }
 
-/// A key's parts before there is a key.
+/// The parts of a key that does not exist yet.
 struct Minted {
     key_id: KeyId,
     prefix: String,
@@ -438,8 +442,8 @@ struct Minted {
 }
 
 impl Keyring {
-    /// Makes a key of this tenant. Done before the mutation begins, for nobody should wait for
-    /// argon2.
+    /// Generates a key for this tenant. Runs before the mutation begins, so that no other call
+    /// waits for Argon2.
     async fn mint(&self, context: &CallContext, tenant: &str) -> Result<Minted, Refused> {
         let tenant = self
             .store
@@ -460,7 +464,7 @@ impl Keyring {
     }
 }
 
-/// The beginning of an event about one key.
+/// Returns an event about one key, with the common fields set.
 fn key_change(caller: &Caller, at: Timestamp, kind: EventKind, key: &Key) -> Change {
     Change {
         key_id: Some(key.key_id),
@@ -469,7 +473,7 @@ fn key_change(caller: &Caller, at: Timestamp, kind: EventKind, key: &Key) -> Cha
     }
 }
 
-/// What the log tells of a new key.
+/// Returns the event details of a new key.
 fn issued_details(key: &Key, replaced: &[KeyId]) -> Details {
     let mut details = Details::new();
     details.insert("label".to_owned(), json!(key.label));
@@ -491,7 +495,7 @@ impl Lifetime {
 }
 
 impl KeyPatch {
-    /// Changes the key, and tells what was changed, for the log.
+    /// Changes the key, and returns the changed fields for the event log.
     fn apply(self, key: &mut Key) -> Details {
         let mut details = Details::new();
         let mut tell = |field: &str, value| details.insert(field.to_owned(), value);

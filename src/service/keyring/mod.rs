@@ -1,8 +1,9 @@
-//! Administration: each mutation one transaction with its event, alone while it runs.
+//! Administration of keys, owners and tenants. Each mutation is one transaction with its event, and
+//! mutations run one at a time.
 //!
-//! Every method checks the caller's rights itself, in the state of the store that it changes. A
-//! mutation is logged once, after its commit. Nothing is committed for a caller that is gone; what
-//! has been sent to be committed is finished, whatever becomes of the caller.
+//! Every method checks the caller's permissions itself, in the database state that it changes. A
+//! mutation is logged once, after its commit. Nothing is committed for a caller that is gone. A
+//! COMMIT that was sent is completed, even if the caller is gone.
 
 mod admission;
 mod detail;
@@ -55,7 +56,7 @@ pub struct Keyring {
     commits: Arc<CommitTime>,
 }
 
-/// A mutation that has begun, and its turn.
+/// A mutation in progress and its turn.
 struct Begun {
     mutation: Box<dyn Mutation>,
     turn: Turn,
@@ -76,7 +77,7 @@ impl DerefMut for Begun {
 }
 
 impl Keyring {
-    /// The keyring of the keys in `store`.
+    /// Creates a keyring for the keys in `store`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -94,11 +95,12 @@ impl Keyring {
         }
     }
 
-    /// Begins a mutation in the caller's turn. The caller may have lost rights since the call came:
-    /// returns the caller as of now.
+    /// Begins a mutation in the caller's turn. Returns the caller with its current permissions,
+    /// because it may have lost some since the call arrived.
     ///
-    /// A call leaves the queue once its caller is gone. What waits in the database itself (two at
-    /// once at most) is waited for, because a statement that is given up would keep its connection.
+    /// A call leaves the queue once its caller is gone. At most two calls wait in the database
+    /// itself; their waits are not cancelled, because an abandoned statement would keep its
+    /// connection.
     async fn begin(&self, context: &CallContext, lane: Lane) -> Result<(Begun, Caller), Refused> {
         let turn = self.turns.change(context, lane).await?;
         let mutation = self.store.begin().await?;
@@ -126,8 +128,8 @@ impl Keyring {
         Ok((mutation, caller))
     }
 
-    /// Ends a mutation: writes its event, invalidates what it touched in the cache, notifies the
-    /// log's followers, and logs it. For a caller that is gone it is rolled back instead.
+    /// Ends a mutation: writes its event, invalidates the cache entries that it affects, notifies
+    /// the log's followers, and logs it. If the caller is gone, rolls the mutation back instead.
     async fn commit(
         &self,
         context: &CallContext,
@@ -143,7 +145,8 @@ impl Keyring {
         let (owner, revision) = (change.owner_id.clone(), mutation.revision());
         let present = self.commits.check(&context.presence);
         self.turns.note(Stage::Transaction, present)?;
-        // A task of its own: the cache is told even if this call is dropped from here on.
+        // Runs in its own task, so that the cache is invalidated even if this call is dropped from
+        // here on.
         let finishing = tokio::spawn(self.finish(mutation, change).with_current_context());
         let finished = finishing.await;
         finished.map_err(|stopped| StoreError::Unknown(stopped.into()))??;
@@ -160,7 +163,8 @@ impl Keyring {
         Ok(())
     }
 
-    /// Commits, and makes the change known in this process.
+    /// Commits a mutation, invalidates this process's cache entries and notifies the log's
+    /// followers.
     fn finish(
         &self,
         mutation: Begun,
@@ -175,7 +179,7 @@ impl Keyring {
             let committed = mutation.commit(change).await;
             commits.note(began);
             drop(turn);
-            // Also after an error: what was to be done may have been done.
+            // Invalidated also after an error, because the COMMIT may have succeeded.
             cache.apply(revision, &touched);
             tokio::spawn(async move { store.hint().await });
             committed
@@ -189,7 +193,7 @@ impl Tell for Keyring {
     }
 }
 
-/// The beginning of an event: who, when and what kind.
+/// Returns an event with the common fields set: actor, time, kind and tenant.
 fn change(caller: &Caller, at: Timestamp, kind: EventKind, tenant: &str) -> Change {
     Change {
         at,
@@ -203,7 +207,8 @@ fn change(caller: &Caller, at: Timestamp, kind: EventKind, tenant: &str) -> Chan
     }
 }
 
-/// The key of that id, if the caller may do this to it and it is of `tenant`, if that is given.
+/// Returns the key with this id if the caller may perform `action` on it and the key belongs to
+/// `tenant`, if given.
 async fn key_in_view(
     mutation: &mut dyn Mutation,
     caller: &Caller,
@@ -214,7 +219,8 @@ async fn key_in_view(
     admit_key(mutation.find_key(id).await?, caller, tenant, action)
 }
 
-/// The found key, if the caller may do this to it and it is of `tenant`, if that is given.
+/// Returns the found key if the caller may perform `action` on it and the key belongs to `tenant`,
+/// if given.
 fn admit_key(
     found: Option<Key>,
     caller: &Caller,
@@ -224,7 +230,7 @@ fn admit_key(
     let key = found
         .filter(|key| tenant.is_none_or(|tenant| tenant == key.tenant_id))
         .ok_or(Refused::NoKey)?;
-    // A key in a tenant that does not exist for the caller does not exist either.
+    // If the tenant does not exist for the caller, its keys do not exist either.
     authorize(caller, &key.tenant_id, action).map_err(|refused| match refused {
         Refused::NoTenant => Refused::NoKey,
         other => other,
@@ -232,13 +238,14 @@ fn admit_key(
     Ok(key)
 }
 
-/// The tenant, in the state that the mutation changes.
+/// Returns the tenant in the state that the mutation changes.
 async fn tenant_in(mutation: &mut dyn Mutation, tenant: &str) -> Result<Tenant, Refused> {
     mutation.find_tenant(tenant).await?.ok_or(Refused::NoTenant)
 }
 
-/// In tenant `system` a key or an owner is a caller of gatekey: only one who holds all that it holds
-/// can take anything from it. Revoking is not checked: a stolen key must be stopped by whoever can.
+/// Checks that the caller may take `scopes` from a key or an owner. In tenant `system`, these are
+/// callers of gatekey, so only a caller that holds all their scopes may take anything from them.
+/// Revocation is not checked, because anyone who can revoke must be able to stop a stolen key.
 fn admit_change(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Refused> {
     if tenant == SYSTEM && !caller.holds(scopes) {
         return Err(Refused::Stronger);
@@ -246,7 +253,8 @@ fn admit_change(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Re
     Ok(())
 }
 
-/// In tenant `system` scopes are rights over gatekey, which only a holder can grant.
+/// Checks that the caller may grant `scopes`. In tenant `system`, scopes are permissions on
+/// gatekey, which only a holder can grant.
 fn admit_grant(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Refused> {
     if tenant == SYSTEM && !caller.holds(scopes) {
         return Err(Refused::NotHeld);

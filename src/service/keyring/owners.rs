@@ -1,4 +1,4 @@
-//! Owners: their records put, forgotten and read.
+//! Writes, deletes and reads owners' records.
 
 use serde_json::json;
 
@@ -20,10 +20,10 @@ use crate::{
 };
 
 impl Keyring {
-    /// Makes or replaces an owner's record; its `revision` is set here.
+    /// Creates or replaces an owner's record and sets its `revision`.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn put_owner(
         &self,
         context: &CallContext,
@@ -51,11 +51,11 @@ impl Keyring {
         Ok(owner)
     }
 
-    /// Forgets an owner's record, and returns it with the revision of that.
+    /// Deletes an owner's record, and returns it with the revision of the deletion.
     ///
     /// # Errors
-    /// [`Refused::NoOwner`], and those of every call. In tenant `system` the owner's keys are
-    /// then bounded by nothing, so that only one who holds everything may do it.
+    /// [`Refused::NoOwner`], and the errors common to all calls. In tenant `system`, the deletion
+    /// removes every limit on the owner's keys, so only a caller that holds all scopes may do it.
     pub async fn delete_owner(
         &self,
         context: &CallContext,
@@ -81,10 +81,10 @@ impl Keyring {
         Ok(owner)
     }
 
-    /// The owner of that name.
+    /// Returns the owner with this id.
     ///
     /// # Errors
-    /// [`Refused::NoOwner`], and those of every call.
+    /// [`Refused::NoOwner`], and the errors common to all calls.
     pub async fn find_owner(
         &self,
         caller: &Caller,
@@ -98,10 +98,10 @@ impl Keyring {
             .ok_or(Refused::NoOwner)
     }
 
-    /// A tenant's owners, by `owner_id`.
+    /// Returns a tenant's owners, ordered by `owner_id`.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn list_owners(
         &self,
         caller: &Caller,
@@ -120,8 +120,8 @@ impl Keyring {
     }
 }
 
-/// Checks that the caller holds all that a new record can take away in tenant `system`: what the
-/// record before it has or, where there was none, what each key of the owner has.
+/// Checks that the caller holds everything that a new record can take away in tenant `system`: the
+/// scopes of the previous record or, without one, the scopes of each of the owner's living keys.
 async fn admit_replacement(
     mutation: &mut dyn Mutation,
     caller: &Caller,

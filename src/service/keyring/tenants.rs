@@ -1,4 +1,4 @@
-//! Tenants: their rules put and read.
+//! Writes and reads tenants' rules.
 
 use serde_json::json;
 
@@ -21,11 +21,11 @@ use crate::{
 };
 
 impl Keyring {
-    /// Makes or replaces a tenant; its `revision` is set here.
+    /// Creates or replaces a tenant and sets its `revision`.
     ///
     /// # Errors
-    /// Those of every call. The rules of tenant `system` bound who may do what to gatekey, so
-    /// that only one who holds everything may change them.
+    /// The errors common to all calls. The rules of tenant `system` limit the permissions on
+    /// gatekey itself, so only a caller that holds all scopes may change them.
     pub async fn put_tenant(
         &self,
         context: &CallContext,
@@ -68,10 +68,10 @@ impl Keyring {
         Ok(tenant)
     }
 
-    /// The tenant of that name.
+    /// Returns the tenant with this id.
     ///
     /// # Errors
-    /// [`Refused::NoTenant`], and those of every call.
+    /// [`Refused::NoTenant`], and the errors common to all calls.
     pub async fn find_tenant(&self, caller: &Caller, tenant: &str) -> Result<Tenant, Refused> {
         authorize(caller, tenant, Action::TenantsRead)?;
         self.store
@@ -80,10 +80,10 @@ impl Keyring {
             .ok_or(Refused::NoTenant)
     }
 
-    /// The tenants whose rules the caller may read, by `tenant_id`.
+    /// Returns the tenants whose rules the caller may read, ordered by `tenant_id`.
     ///
     /// # Errors
-    /// Those of every call.
+    /// The errors common to all calls.
     pub async fn list_tenants(&self, caller: &Caller, page: &Page) -> Result<Vec<Tenant>, Refused> {
         let in_view = caller.tenants(Action::TenantsRead);
         Ok(self.store.list_tenants(&in_view, page).await?)

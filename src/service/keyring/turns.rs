@@ -1,7 +1,7 @@
-//! The turns of administrative calls: who may change or read the database next.
+//! Queues of administrative calls, which take turns to change or read the database.
 //!
-//! Changes are serial in the database, so they wait here, where the callers take turns and where a
-//! call whose caller is gone leaves the queue. Revocations have a lane of their own.
+//! The database serializes changes, so they wait here instead, where callers take turns and where a
+//! call whose caller is gone leaves the queue. Revocations have their own lane.
 
 use std::{
     fmt,
@@ -32,36 +32,36 @@ pub(super) enum Lane {
     Change,
 }
 
-/// Up to four revocations, then one other change that waits: a flood of revocations cannot keep
-/// other changes out either.
+/// Up to four revocations, then one other waiting change, so that a flood of revocations cannot
+/// block other changes.
 const SCHEDULE: &[usize] = &[0, 0, 0, 0, 1];
 const LANES: usize = 2;
 
-/// One change runs, and one waits in the database, so that no time passes between them.
+/// One change runs and one waits in the database, so that no time passes between them.
 const CHANGES: Bounds = Bounds {
     running: 2,
     waiting: 1024,
     waiting_each: 256,
 };
-/// Long reads at once, at most; the other connections are left to short ones.
+/// Maximum number of concurrent long reads; the other connections stay available to short reads.
 const READS_MAX: usize = 4;
-/// The longest wait for a turn.
+/// Maximum wait for a turn.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The least and the most time that is kept of a deadline for the COMMIT and the answer's way back.
+/// Minimum and maximum time reserved before a deadline for the COMMIT and the response's way back.
 const RESERVE_MIN: Duration = Duration::from_millis(5);
 const RESERVE_MAX: Duration = Duration::from_millis(100);
 
 pub(super) type Turn = Permit<Principal, LANES>;
 
-/// The points at which a call is dropped because its caller is gone.
+/// The stages at which a call is dropped because its caller is gone.
 #[derive(Clone, Copy)]
 pub(super) enum Stage {
     /// Before or while it waits for Argon2.
     Hash,
     /// While it waits for its turn.
     Queue,
-    /// After it waited for the database, or just before COMMIT: it is rolled back.
+    /// After it waited for the database, or just before COMMIT: the transaction is rolled back.
     Transaction,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Returns empty queues for a database that takes this many loads at once.
+    /// Returns empty queues for a database that runs at most this many loads at once.
     pub(super) fn new(loads_at_once: usize) -> Self {
         let reads = Bounds {
             running: loads_at_once.clamp(1, READS_MAX),
@@ -88,12 +88,12 @@ impl Turns {
         }
     }
 
-    /// Waits for the turn of a change. It lasts until the permit is dropped.
+    /// Waits for the turn of a change. The turn lasts until the permit is dropped.
     pub(super) async fn change(&self, context: &CallContext, lane: Lane) -> Result<Turn, Refused> {
         let principal = context.caller.principal.clone();
         let entering = time::timeout(PATIENCE, self.changes.enter(lane as usize, principal));
         let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
-        // Changes are short: one that waits for so long waits for a database that does not answer.
+        // Changes are short, so a wait this long means that the database does not respond.
         let entered = entered.map_err(|late| StoreError::Unavailable(late.into()))?;
         entered.map_err(|_| Refused::ChangesBusy)
     }
@@ -113,7 +113,7 @@ impl Turns {
         Ok(read.await?)
     }
 
-    /// Counts a call that is dropped at this stage.
+    /// Counts the call if its caller is gone at this stage.
     pub(super) fn note<T>(&self, stage: Stage, work: Result<T, Gone>) -> Result<T, Gone> {
         if work.is_err() {
             self.abandoned.add(stage as usize, 1);
@@ -156,30 +156,30 @@ impl Tell for Turns {
     }
 }
 
-/// The longest time that recent COMMITs took, in microseconds.
+/// The longest duration of recent COMMITs, in microseconds.
 ///
-/// A change is not committed if its caller's deadline comes before the answer is likely to arrive: it
-/// would reach nobody.
+/// A change is not committed if its caller's deadline passes before the response is likely to
+/// arrive, because nobody would receive it.
 #[derive(Default)]
 pub(super) struct CommitTime(AtomicU64);
 
 impl CommitTime {
-    /// Notes that a COMMIT took from `began` until now.
+    /// Records a COMMIT that began at `began` and ended now.
     pub(super) fn note(&self, began: Instant) {
         let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        // An eighth less with each COMMIT that is quicker.
+        // Decays by one eighth with each faster COMMIT.
         let faded = self.0.load(Ordering::Relaxed) / 8 * 7;
         self.0.store(faded.max(took), Ordering::Relaxed);
     }
 
-    /// Checks that the caller is there, and is likely to be when the COMMIT ends.
+    /// Checks that the caller is present and is likely to be present when the COMMIT ends.
     pub(super) fn check(&self, presence: &Presence) -> Result<(), Gone> {
         presence.check()?;
         let recent = self.0.load(Ordering::Relaxed);
         let reserve = Duration::from_micros(recent.saturating_mul(2));
         let end = Instant::now() + reserve.clamp(RESERVE_MIN, RESERVE_MAX);
         if presence.deadline().is_some_and(|deadline| deadline < end) {
-            // A slow COMMIT must not keep out for ever what comes after it.
+            // Halved, because a slow COMMIT must not block later changes forever.
             self.0.store(recent / 2, Ordering::Relaxed);
             return Err(Gone::DeadlinePassed);
         }

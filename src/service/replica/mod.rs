@@ -1,12 +1,12 @@
-//! This process as one of many: it follows the log, so that its memory is true, and says how far
-//! it has come, so that who narrows what a key may do knows when nobody answers by what was
-//! before.
+//! One of the replicas: it follows the log to keep its cache current, and acknowledges the
+//! revisions that it has applied. The acknowledgements show when every replica enforces a
+//! restricting change.
 //!
-//! A renewal notes the time, writes what was applied and reads the log's head, in this order.
-//! The lease it grants is counted from that time, and granted once the log is applied up to that
-//! head: what the renewal's statement saw is obeyed, and what it did not see came later than the
-//! time from which the lease is counted. Who narrows waits ([`Replica::enforced`]) until all have
-//! said that they have applied the change, or their leases have run out.
+//! A renewal notes the time, writes the applied revision and reads the log's head, in this order.
+//! The lease is granted once the log is applied up to that head, and is counted from the noted
+//! time. The cache therefore reflects every change that the renewal's statement saw, and every
+//! other change is later than the start of the lease. [`Replica::enforced`] waits until every
+//! replica has acknowledged a restricting change or has lost its lease.
 
 mod others;
 mod wait;
@@ -38,36 +38,36 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How often it looks whether the log has grown, whatever it is told.
+/// Maximum interval between checks for new log events, even without a notification.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How many events it reads at once.
+/// Maximum number of events in one read.
 const BATCH: u32 = 500;
-/// A lease is renewed this many times while it lasts.
+/// Number of renewals during a lease.
 const RENEWALS: u32 = 5;
-/// By how much the wall clock may leap before the lease is taken as lost: a machine that was
-/// stopped with all its clocks is told the time when it goes on.
+/// Maximum forward jump of the wall clock before the lease is dropped. A machine that was suspended
+/// with all its clocks gets the current wall-clock time when it resumes.
 const LEAP: Duration = Duration::from_secs(1);
 
-/// One of the processes that serve the keys of one store.
+/// One of the processes that serve the keys of one database.
 pub struct Replica {
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
-    /// What the row of this membership is called; see [`Replica::join`].
+    /// The name of this membership's row; see [`Replica::join`].
     id: Mutex<String>,
     lease: Duration,
     faults: Faults,
-    /// Up to which revision memory is true.
+    /// The revision up to which the cache is current.
     applied: watch::Sender<i64>,
-    /// The log's head as it was last seen.
+    /// The last known head of the log.
     head: AtomicI64,
-    /// Wakes it for a change made here.
+    /// Wakes the replica for a change made in this process.
     nudge: Notify,
     others: Others,
     waits: Waits,
 }
 
-/// How a membership ends but by leaving.
+/// Reasons for which a membership ends without leaving.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 enum Lost {
     #[error("it did not renew its membership in time, and others have ended it")]
@@ -81,22 +81,22 @@ enum Lost {
     Unreadable,
 }
 
-/// Why a turn could not be carried out.
+/// The reason why a turn failed.
 enum Stop {
     Lost(Lost),
     Store(StoreError),
 }
 
-/// How far a member has come.
+/// The progress of a member.
 struct Progress {
     applied: i64,
     acknowledged: i64,
-    /// When the lease was renewed last, by the uptime.
+    /// Uptime of the last lease renewal.
     renewed: Option<Duration>,
 }
 
 impl Replica {
-    /// A replica whose leases last `lease`.
+    /// Creates a replica whose leases last for `lease`.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
@@ -119,13 +119,13 @@ impl Replica {
         }
     }
 
-    /// How long it is until the lease ends; zero when it has.
+    /// Returns the time until the lease ends, or zero if it has ended.
     #[must_use]
     pub fn lease_left(&self) -> Duration {
         self.cache.lease().deadline().left(&*self.clock)
     }
 
-    /// Up to which revision this replica has followed the log.
+    /// Returns the revision up to which this replica has applied the log.
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<i64> {
         self.applied.subscribe()
@@ -133,7 +133,7 @@ impl Replica {
 
     /// Joins the replicas and follows the log, until dropped.
     pub async fn run(&self) {
-        // Whatever becomes of the others must not hold up a renewal.
+        // Concurrent, because watching the other replicas must not delay a renewal.
         tokio::join!(self.follow(), self.watch_others());
     }
 
@@ -151,8 +151,8 @@ impl Replica {
         }
     }
 
-    /// Ends the membership, so that nobody waits for this replica. It must answer no calls any
-    /// more.
+    /// Ends the membership, so that nobody waits for this replica. The replica must have stopped
+    /// answering calls.
     pub async fn leave(&self) {
         self.cache.lease().end();
         if let Err(error) = self.in_time(self.store.leave(&self.id())).await {
@@ -164,7 +164,7 @@ impl Replica {
         }
     }
 
-    /// What this replica's membership is called; empty before the first.
+    /// Returns the name of this replica's membership; empty before the first one.
     fn id(&self) -> String {
         self.id
             .lock()
@@ -172,16 +172,17 @@ impl Replica {
             .clone()
     }
 
-    /// Begins a membership, under a name that was never used: a statement of an earlier one that
-    /// is late, on a network that is slow, must not speak for this one. The row of an attempt that
-    /// nobody heard of is waited for once, and then removed, as a dead replica's is.
+    /// Begins a membership under a name that was never used, because a delayed statement of an
+    /// earlier membership must not act for this one. If the response to an attempt is lost, other
+    /// replicas wait for its row once and then remove it, as they do for a dead replica.
     async fn join(&self) -> Progress {
-        // Nothing is answered from memory while the row says that all was applied.
+        // The cache must not serve entries while the row says that the whole log is applied.
         self.cache.lease().end();
         loop {
             let asked = self.clock.uptime();
             let id = format!("{:016x}", rand::random::<u64>());
-            // Before it is sent: whoever leaves may have joined without having heard of it.
+            // Set before the statement is sent: a replica that leaves may have joined without
+            // receiving the response.
             self.id
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -190,7 +191,7 @@ impl Replica {
             match joined {
                 Ok(Ok(head)) => {
                     self.cache.clear(head);
-                    // Not the highest: the log may have become shorter.
+                    // Not the maximum, because the log may have become shorter.
                     self.head.store(head, Ordering::Relaxed);
                     self.applied.send_replace(head);
                     if self.faults.has(Fault::JoinGrants) {
@@ -208,7 +209,7 @@ impl Replica {
         }
     }
 
-    /// Follows the log while it is a member.
+    /// Follows the log until the membership is lost.
     async fn stay(&self, progress: &mut Progress) -> Lost {
         let mut ahead = self.wall_ahead();
         let mut silent = false;
@@ -247,7 +248,7 @@ impl Replica {
                 }
             };
             if silent {
-                // Whatever may wake it: that is no reason to ask again and again.
+                // Ignores notifications, which must not cause immediate retries.
                 time::sleep(wait).await;
             } else {
                 let _ = time::timeout(wait, woken).await;
@@ -255,7 +256,7 @@ impl Replica {
         }
     }
 
-    /// Applies what is new, and says so; renews the lease when it is time to.
+    /// Applies new events and acknowledges them. Renews the lease when it is due.
     async fn turn(&self, progress: &mut Progress) -> Result<(), Stop> {
         let followed = self.apply_batch(progress).await;
         if !self.faults.has(Fault::NoFence) {
@@ -269,7 +270,8 @@ impl Replica {
             return Ok(());
         }
         loop {
-            // Before it is sent: whatever its statement does not see is later than this.
+            // Taken before the statement is sent: every change that the statement does not see is
+            // later.
             let asked = self.clock.uptime();
             let applied = progress.applied;
             let renewed = self.in_time(self.store.renew(&self.id(), applied)).await?;
@@ -304,7 +306,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Reads the next events, and forgets what they say is true no more.
+    /// Reads the next events and invalidates the cache entries that they affect.
     async fn apply_batch(&self, progress: &mut Progress) -> Result<(), Stop> {
         let next = self.store.events_from(progress.applied + 1, BATCH);
         let events = self.in_time(next).await?;
@@ -330,7 +332,7 @@ impl Replica {
         Ok(())
     }
 
-    /// What the store answers, if it does in time.
+    /// Returns the database's response, or an error after a timeout.
     async fn in_time<T>(
         &self,
         answer: impl Future<Output = Result<T, StoreError>>,
@@ -340,7 +342,7 @@ impl Replica {
         answered.unwrap_or_else(|late| Err(StoreError::Unavailable(late.into())))
     }
 
-    /// By how many seconds the wall clock is ahead of the uptime.
+    /// Returns the number of seconds by which the wall clock is ahead of the uptime.
     fn wall_ahead(&self) -> f64 {
         let wall = Duration::from_micros(self.clock.now().as_micros().try_into().unwrap_or(0));
         wall.as_secs_f64() - self.clock.uptime().as_secs_f64()
@@ -349,7 +351,7 @@ impl Replica {
 
 impl Tell for Replica {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
-        // In this order, so that what is applied is not ahead.
+        // Read in this order, so that the applied revision is not ahead of the head.
         let applied = *self.applied.borrow();
         let head = self.head.load(Ordering::Relaxed).max(applied);
         page.gauge(
@@ -376,13 +378,13 @@ impl Tell for Replica {
     }
 }
 
-/// The least that the store is given to answer.
+/// Minimum timeout of a database response.
 const PATIENCE_MIN: Duration = Duration::from_millis(500);
 
 impl From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         match error {
-            // It may have been written by a gatekey that is newer than this one.
+            // A newer version of gatekey may have written it.
             StoreError::Corrupt(_) => Self::Lost(Lost::Unreadable),
             StoreError::Unavailable(_)
             | StoreError::Interrupted(_)

@@ -1,4 +1,4 @@
-//! The other replicas, as this one sees them: which of them are dead, and how long leases last.
+//! Detects dead replicas, and records the longest lease of any member.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,18 @@ use tracing::warn;
 use super::{RENEWALS, Replica, wait::outlasting};
 use crate::store::{Member, StoreError};
 
-/// What was seen of the others.
+/// The last observations of the members.
 #[derive(Default)]
 pub(super) struct Others {
-    /// Of each member: how often it had renewed its lease, and when it was first seen so, by the
-    /// uptime.
+    /// For each member: its number of lease renewals, and the uptime at which that number was first
+    /// seen.
     seen: Mutex<HashMap<String, (i64, Duration)>>,
-    /// The longest lease of any member, in microseconds, when they were looked at last.
+    /// The longest lease of any member at the last read, in microseconds.
     longest: AtomicU64,
 }
 
 impl Others {
-    /// The longest lease that any member had.
+    /// Returns the longest lease of any member at the last read.
     pub(super) fn longest_lease(&self) -> Duration {
         Duration::from_micros(self.longest.load(Ordering::Relaxed))
     }
@@ -38,8 +38,8 @@ impl Others {
         self.longest.store(longest, Ordering::Relaxed);
     }
 
-    /// The members that have not renewed for longer than their leases last. `asked` is the uptime
-    /// before they were read, `answered` after.
+    /// Returns the members that have not renewed for longer than their leases last. `asked` is the
+    /// uptime before the members were read, and `answered` is the uptime after.
     fn dead(&self, members: Vec<Member>, asked: Duration, answered: Duration) -> Vec<Member> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut still = HashMap::with_capacity(members.len());
@@ -60,16 +60,16 @@ impl Others {
 }
 
 impl Replica {
-    /// Watches the other members, for ever.
+    /// Watches the other members forever.
     pub(super) async fn watch_others(&self) {
         loop {
             time::sleep(self.lease / RENEWALS).await;
-            // Without the store there is nothing to see; the renewals tell of it.
+            // Ignored, because the renewals report a database failure.
             let _ = self.end_dead_memberships().await;
         }
     }
 
-    /// Ends the memberships of those that are dead, so that nobody waits for them any more.
+    /// Ends the memberships of dead replicas, so that nobody waits for them.
     async fn end_dead_memberships(&self) -> Result<(), StoreError> {
         let asked = self.clock.uptime();
         let members = self.in_time(self.store.members()).await?;

@@ -1,4 +1,4 @@
-//! The wait of who has narrowed what a key may do, until no replica answers by what was before.
+//! Waits until every replica enforces a restricting change.
 
 use std::{
     fmt,
@@ -16,29 +16,29 @@ use crate::{
     store::Member,
 };
 
-/// By how much the rates of two machines' clocks may differ: by 1 % each from the true one.
+/// Maximum ratio of the clock rates of two machines, each within 1 % of the true rate.
 const RATES: f64 = 1.01 / 0.99;
-/// What a wait is longer than it would have to be.
+/// Safety margin added to each wait.
 const MARGIN: Duration = Duration::from_millis(50);
-/// After how long the members are looked at for the second time.
+/// Delay before the second read of the members.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
-/// After how long at the latest they are looked at again.
+/// Maximum delay between two reads of the members.
 const LAST_LOOK: Duration = Duration::from_millis(50);
-/// How long a look at them may take.
+/// Timeout of one read of the members.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long it takes, by any machine's clock, until a lease has run out by its holder's.
+/// Returns the time, on any machine's clock, until a lease has expired on its holder's clock.
 pub(super) fn outlasting(lease: Duration) -> Duration {
     lease.mul_f64(RATES) + MARGIN
 }
 
-/// What is known of the waits.
+/// Statistics of the waits.
 pub(super) struct Waits {
-    /// How long they took that ended with ENFORCED.
+    /// Durations of the waits that ended with ENFORCED.
     enforced: Durations,
-    /// How many ended before.
+    /// Number of waits that ended with PENDING.
     pending: AtomicU64,
-    /// How many there are.
+    /// Number of waits in progress.
     under_way: AtomicU64,
 }
 
@@ -72,7 +72,7 @@ impl Tell for Waits {
     }
 }
 
-/// A wait under way.
+/// A wait in progress, which is counted until dropped.
 struct UnderWay<'a>(&'a AtomicU64);
 
 impl<'a> UnderWay<'a> {
@@ -88,23 +88,24 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// What a wait knows of the replicas.
+/// The replicas that have not acknowledged a change.
 struct Behind {
-    /// How many have not acknowledged.
+    /// Number of these replicas.
     count: u32,
-    /// The longest lease of these.
+    /// The longest lease of these replicas.
     lease: Duration,
 }
 
 impl Replica {
-    /// Waits until no replica answers by what was before `revision`, which is committed, or until
-    /// this call's `patience` is at its end.
+    /// Waits until every replica enforces the change of `revision`, which is committed, or until
+    /// `patience` has elapsed.
     ///
-    /// It needs the store only to be quick: without it, it waits for as long as a lease can last.
+    /// The database is needed only to shorten the wait: without it, the wait lasts as long as a
+    /// lease can last.
     pub async fn enforced(&self, revision: i64, patience: Option<Duration>) -> Enforcement {
         let committed = self.clock.uptime();
         let _under_way = UnderWay::begin(&self.waits.under_way);
-        // Until the members have been seen.
+        // Assumed until the members have been read.
         let mut behind = Behind {
             count: 1,
             lease: self.lease.max(self.others.longest_lease()),
@@ -139,20 +140,21 @@ impl Replica {
         }
     }
 
-    /// What is left of a call's patience.
+    /// Returns the remaining part of `patience`.
     fn left(&self, since: Duration, patience: Option<Duration>) -> Option<Duration> {
         let waited = self.clock.uptime().saturating_sub(since);
         patience.map(|patience| patience.saturating_sub(waited))
     }
 
-    /// Which replicas have not acknowledged, if the store says so in time. What it says was read
-    /// after the commit: one that is not there has joined later, and knows.
+    /// Returns the replicas that have not acknowledged, if the database responds in time. The
+    /// members are read after the commit, so a replica that is not among them joins later and knows
+    /// the change.
     async fn look(&self, revision: i64, left: Option<Duration>) -> Option<Behind> {
         let patience = left.map_or(PATIENCE, |left| left.min(PATIENCE));
         let members = time::timeout(patience, self.store.members()).await.ok()?;
         let members = members.ok()?;
         self.others.note_leases(&members);
-        // What this one has applied it knows without having written it.
+        // This replica knows its applied revision before it has written it.
         let (id, own) = (self.id(), *self.applied.borrow());
         let behind = |member: &&Member| {
             let own = if member.id == id { own } else { 0 };

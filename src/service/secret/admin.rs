@@ -1,4 +1,4 @@
-//! The admin token: the break-glass credential that may do everything.
+//! The admin token: the break-glass credential with every permission.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// The fewest bytes that an admin token may have.
+/// Minimum length of an admin token, in bytes.
 const LENGTH_MIN: usize = 32;
 
-/// An admin token that cannot be used. The text never repeats what the file holds.
+/// An admin token that cannot be used. The message never repeats the file's contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum AdminTokenError {
     #[error("the admin token must have {LENGTH_MIN} bytes or more, not {0}")]
@@ -21,17 +21,17 @@ pub enum AdminTokenError {
     NotPrintable,
 }
 
-/// The admin token, kept as its hash and its length. `Debug` tells nothing of it.
+/// The admin token, kept as its hash and its length. `Debug` reveals neither.
 pub struct AdminToken {
     hash: blake3::Hash,
     length: usize,
 }
 
 impl AdminToken {
-    /// Takes the token that a file holds, white space around it aside.
+    /// Parses the token in a file's contents, without the white space around it.
     ///
     /// # Errors
-    /// When it is too short to be safe, or no client could send it.
+    /// Returns an error if the token is too short to be safe, or if no client could send it.
     pub fn parse(file: &str) -> Result<Self, AdminTokenError> {
         let token = file.trim();
         if token.len() < LENGTH_MIN {
@@ -42,7 +42,7 @@ impl AdminToken {
             1 => {}
             lines => return Err(AdminTokenError::Lines(lines)),
         }
-        // What a value of gRPC's metadata may hold.
+        // The characters that a gRPC metadata value may contain.
         if !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return Err(AdminTokenError::NotPrintable);
         }
@@ -52,7 +52,7 @@ impl AdminToken {
         })
     }
 
-    /// A token file with a new token of 256 random bits.
+    /// Returns the contents of a token file with a new token of 256 random bits.
     #[must_use]
     pub fn generate() -> Zeroizing<String> {
         let bits = Zeroizing::new(rand::rng().random::<[u8; 32]>());
@@ -62,8 +62,8 @@ impl AdminToken {
         ))
     }
 
-    /// Whether this is the token. What has its length takes the same time whatever it is; a key
-    /// seldom has, and is not hashed here.
+    /// Returns whether `presented` is the token. Every text of the token's length takes the same
+    /// time. Texts of another length, such as most keys, are not hashed.
     #[must_use]
     pub fn is(&self, presented: &str) -> bool {
         let hash = || blake3::hash(presented.as_bytes());

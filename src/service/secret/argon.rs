@@ -1,8 +1,9 @@
-//! Argon2id on a bounded pool: its memory is a fixed number, and a flood cannot starve the rest.
+//! Argon2id on a bounded pool: its memory use is fixed, and a flood of hashes cannot starve other
+//! work.
 //!
-//! One fewer runs at once than there are cores, so that one is left to those who validate, each in
-//! memory that is used again. A bounded number wait, in one lane for each purpose, so that neither a
-//! stranger nor an issuer starves the others.
+//! The pool runs one hash fewer than there are cores, so that one core is left to validation. Each
+//! hash reuses the memory of earlier ones. A bounded number of hashes wait, in one lane for each
+//! purpose, so that neither unknown callers nor issuers starve the others.
 
 use std::{
     fmt,
@@ -43,33 +44,34 @@ use crate::{
     service::fair_queue::{Bounds, FairQueue, Load},
 };
 
-/// The least that hashing may cost. A stored hash that costs less is what somebody who writes to the
-/// database would choose.
+/// Minimum memory cost of a hash. An attacker who can write to the database would choose a stored
+/// hash with a lower cost.
 const MEMORY_KIB_MIN: u32 = 1024;
 
 const SALT_LENGTH: usize = Salt::RECOMMENDED_LENGTH;
 
-/// The most that hashing may cost; imported rows bring their own parameters.
+/// Maximum cost of a hash, because imported rows have their own parameters.
 const MEMORY_KIB_MAX: u32 = 64 * 1024;
 const PASSES_MAX: u32 = 8;
 const LANES_MAX: u32 = 4;
-/// The fewest bytes of a stored hash: fewer could be found by chance.
+/// Minimum length of a stored hash in bytes, because a shorter one could be matched by chance.
 const HASH_LENGTH_MIN: usize = 16;
 
-/// By how much hashing stands behind everything else in the scheduler's eyes.
+/// Niceness that is added to hashing threads, so that the scheduler prefers all other work.
 const BEHIND: i32 = 10;
-/// Where there is room it leaves a core at once to one who wants it: by niceness alone it would keep
-/// it for a time slice, which is longer than most Validates take. Where there is none it would starve.
+/// Scheduling policy of a hashing thread while there is spare CPU time: the thread yields a core at
+/// once. With niceness only, it would keep the core for a time slice, which is longer than most
+/// Validate calls. Without spare CPU time, this policy would starve the thread.
 const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-/// There is room while a hash takes no more than so many times what it computes.
+/// There is spare CPU time while a hash takes at most this many times its own CPU time.
 const ROOM: u32 = 3;
 
-/// The number of hashes that may wait in each lane, for each core.
+/// Maximum number of waiting hashes in each lane, for each core.
 const WAITING_PER_CORE: usize = 128;
-/// The number of hashes of one requester that may wait.
+/// Maximum number of waiting hashes of one requester.
 const WAITING_EACH: usize = 128;
 
-/// The cost of an Argon2id hash. As text: `m=<KiB>,t=<passes>,p=<lanes>`.
+/// The cost of an Argon2id hash. Text form: `m=<KiB>,t=<passes>,p=<lanes>`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HashCost {
     memory_kib: u32,
@@ -88,7 +90,7 @@ impl Default for HashCost {
     }
 }
 
-/// A text that is no [`HashCost`], or one outside the bounds.
+/// A text that is not a [`HashCost`], or one outside the bounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error(
     "must be m=<KiB>,t=<passes>,p=<lanes>, such as m=19456,t=2,p=1, \
@@ -140,9 +142,9 @@ pub(super) struct Argon {
     cost: HashCost,
     queue: FairQueue<Requester, PURPOSES>,
     done: Arc<AtomicU64>,
-    /// Whether the last hash had a core when it wanted one.
+    /// `true` if the last hash had a core when it needed one.
     room: Arc<AtomicBool>,
-    /// Memory that is not in use; never more than may run at once.
+    /// Unused memory of earlier hashes; at most as many buffers as hashes may run at once.
     memory: Arc<Mutex<Vec<Vec<Block>>>>,
 }
 
@@ -165,7 +167,7 @@ impl Argon {
         }
     }
 
-    /// How many hashes were made since the start.
+    /// Returns the number of hashes made since the start.
     pub(super) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
@@ -175,8 +177,8 @@ impl Argon {
         self.queue.load()
     }
 
-    /// The PHC string of a text, with a salt of its own. A call that is dropped while it waits for
-    /// its turn hashes nothing.
+    /// Returns the PHC string of a text, with a new salt. A call that is dropped while it waits for
+    /// its turn computes no hash.
     pub(super) async fn hash(&self, text: &str, issuer: Principal) -> Result<String, Busy> {
         let text = Zeroizing::new(text.to_owned());
         let params = self.cost.params();
@@ -198,7 +200,7 @@ impl Argon {
         .await
     }
 
-    /// Whether a stored hash is of this text.
+    /// Returns whether a stored hash is the hash of this text.
     pub(super) async fn verify(
         &self,
         text: &str,
@@ -225,7 +227,7 @@ impl Argon {
         requester: Requester,
         work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Busy> {
-        // Its span has the waiting, too.
+        // The span includes the wait for a turn.
         meter::child(
             "argon2",
             SpanKind::Internal,
@@ -244,13 +246,13 @@ impl Argon {
         let (idle, done) = (Arc::clone(&self.memory), Arc::clone(&self.done));
         let room = Arc::clone(&self.room);
         let (tell, told) = oneshot::channel();
-        // A thread costs a thousandth of a hash, and has a priority of its own.
+        // A new thread costs a thousandth of a hash, and can have its own priority.
         let working = thread::Builder::new()
             .name("argon2".to_owned())
             .spawn(move || {
-                // It goes with the work, which nobody can interrupt.
+                // Held as long as the work runs, which cannot be interrupted.
                 let _permit = permit;
-                // Who validates meanwhile goes first, where the system lets us say so.
+                // Validation takes precedence where the system supports it.
                 step_back(room.load(Ordering::Relaxed));
                 let mut memory = lock(&idle).pop().unwrap_or_default();
                 let began = Instant::now();
@@ -258,7 +260,7 @@ impl Argon {
                 room.store(began.elapsed() <= computed() * ROOM, Ordering::Relaxed);
                 done.fetch_add(1, Ordering::Relaxed);
                 lock(&idle).push(memory);
-                // Nobody may be waiting any more.
+                // The receiver may be gone.
                 let _ = tell.send(result);
             });
         working.map_err(|_| Busy)?;
@@ -266,7 +268,7 @@ impl Argon {
     }
 }
 
-/// Puts this thread behind all others.
+/// Gives this thread a lower priority than all others.
 fn step_back(room: bool) {
     let this = thread_native_id();
     let idle = room && set_thread_priority_and_policy(this, ThreadPriority::Min, IDLE).is_ok();
@@ -275,7 +277,7 @@ fn step_back(room: bool) {
     }
 }
 
-/// For how long this thread has had a core.
+/// Returns the CPU time of this thread.
 fn computed() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.try_into().unwrap_or_default()
@@ -289,8 +291,8 @@ pub(super) struct StoredHash {
 }
 
 impl StoredHash {
-    /// Reads a PHC string. `None`: it is not Argon2id of version 19, or its parameters are out of
-    /// bounds.
+    /// Parses a PHC string. Returns `None` if it is not Argon2id of version 19, or if its
+    /// parameters are out of bounds.
     pub(super) fn parse(phc: &str) -> Option<Self> {
         let stored = PasswordHash::new(phc).ok()?;
         let params = Params::try_from(&stored).ok()?;
@@ -304,7 +306,7 @@ impl StoredHash {
         accepted.then_some(Self { params, salt, hash })
     }
 
-    /// A hash that matches a text by a chance of 2^-256 only.
+    /// Returns a hash that matches a text only with a probability of 2^-256.
     fn unmatched(cost: HashCost) -> Self {
         Self {
             params: cost.params(),
@@ -337,7 +339,7 @@ fn argon(params: Params) -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-/// What is guarded stays whole even if a holder panicked.
+/// Ignores poisoning, because the guarded value stays consistent even if a holder panicked.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -369,7 +371,8 @@ mod tests {
         }
     }
 
-    /// A PHC string with this algorithm and version, these parameters and a hash of so many bytes.
+    /// Returns a PHC string with this algorithm, these parameters, which include the version, and a
+    /// hash of `length` bytes.
     fn phc(algorithm: &str, params: &str, length: usize) -> String {
         let hash = "A".repeat((length * 4).div_ceil(3));
         format!("${algorithm}${params}$bm9ib2R5IGFza3MgaXQ${hash}")

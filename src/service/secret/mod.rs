@@ -1,10 +1,10 @@
-//! How a secret is kept and checked: an Argon2id PHC string and a peppered MAC beside it.
+//! Stores and checks secrets: an Argon2id PHC string and a peppered MAC for each key.
 //!
-//! The MAC is asked first and is final where the pepper is known, so that a flood of wrong
-//! secrets costs microseconds. Argon2 is asked only where there is no MAC under a known pepper and
-//! the peppers' records say that there may be none: whoever can write to the database could
-//! otherwise remove a key's MAC and replace its Argon2 hash by one of a secret of their own.
-//! Plaintext is borrowed, or copied into memory that is zeroized; it is never kept.
+//! The MAC is checked first and is final where the pepper is known, so that each wrong secret in a
+//! flood costs microseconds. Argon2 is used only if there is no MAC under a known pepper and the
+//! peppers' records allow that. Otherwise, anyone who can write to the database could remove a
+//! key's MAC and replace its Argon2 hash by one of their own secret. Plaintext is borrowed, or
+//! copied into memory that is zeroized; it is never kept.
 
 mod admin;
 mod argon;
@@ -32,23 +32,23 @@ pub use argon::{HashCost, InvalidHashCost};
 pub use pepper::{PepperError, Peppers};
 use requester::Requester;
 
-/// More hashing is asked for than this machine can do; later it may be able to.
+/// More hashing is requested than this machine can do at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("too many keys are being hashed at once")]
 pub struct Busy;
 
-/// Whether a presented key is the one that a verifier was made of.
+/// The result of checking a presented key against a verifier.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Proof {
-    /// It is not.
+    /// The key does not match.
     Wrong,
-    /// It is. If the verifier has no MAC under the current pepper, here is one.
+    /// The key matches. If the verifier has no MAC under the current pepper, `fresh_mac` is one.
     Proven { fresh_mac: Option<Mac> },
-    /// Nobody can say here: the verifier's MAC was made under a pepper that this process lacks.
+    /// Undecidable here: the verifier's MAC was made under a pepper that this process lacks.
     UnknownPepper,
 }
 
-/// How many hash operations were done since the start.
+/// Numbers of hash operations since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Work {
     /// Peppered MACs.
@@ -104,8 +104,8 @@ impl Tell for Secrets {
 }
 
 impl Secrets {
-    /// Keeps secrets under these peppers. New keys are hashed at `cost`, on one thread fewer than
-    /// there are cores.
+    /// Creates an instance that uses these peppers. New keys are hashed at `cost`, on one thread
+    /// fewer than there are cores.
     #[must_use]
     pub fn new(peppers: Peppers, cost: HashCost) -> Self {
         Self {
@@ -116,13 +116,13 @@ impl Secrets {
         }
     }
 
-    /// The peppers in use.
+    /// Returns the peppers in use.
     #[must_use]
     pub fn peppers(&self) -> &Peppers {
         &self.peppers
     }
 
-    /// How much hashing was done so far.
+    /// Returns the numbers of hash operations since the start.
     #[must_use]
     pub fn work(&self) -> Work {
         Work {
@@ -131,11 +131,12 @@ impl Secrets {
         }
     }
 
-    /// Makes the verifier of a new key for `issuer`. Takes about 13 ms at the default cost, and the
-    /// wait for a turn among all issuers; dropped while it waits, it hashes nothing.
+    /// Makes the verifier of a new key for `issuer`. Takes about 13 ms at the default cost, plus
+    /// the wait for a turn among all issuers. A call that is dropped while it waits computes no
+    /// hash.
     ///
     /// # Errors
-    /// [`Busy`] when too many are waiting already.
+    /// [`Busy`] if too many hashes are already waiting.
     pub async fn seal(&self, plaintext: &Plaintext, issuer: &Principal) -> Result<Verifier, Busy> {
         Ok(Verifier {
             phc: self.argon.hash(plaintext.expose(), issuer.clone()).await?,
@@ -143,12 +144,12 @@ impl Secrets {
         })
     }
 
-    /// Checks a presented key, which was created with the revision `created`, against what the
-    /// store holds of it: by its MAC where that was made under a known pepper, by Argon2 where not
-    /// and where that is expected.
+    /// Checks a presented key, which was created with the revision `created`, against its stored
+    /// verifier. Uses the MAC if its pepper is known. Otherwise uses Argon2 if the peppers' records
+    /// allow it for this revision.
     ///
     /// # Errors
-    /// [`Busy`] when argon2 is needed and too many are waiting for it already.
+    /// [`Busy`] if Argon2 is needed and too many hashes are already waiting.
     pub async fn prove(
         &self,
         presented: Presented<'_>,
@@ -179,7 +180,7 @@ impl Secrets {
         Ok(self.proof(right, "", whole))
     }
 
-    /// Counts a stored verifier that is not accepted, and logs the first one of this process.
+    /// Counts a rejected stored verifier, and logs the first one of this process.
     fn reject(&self, key: KeyId, why: &str) {
         if self.rejected.read()[0] == 0 {
             error!(
@@ -191,34 +192,34 @@ impl Secrets {
         self.rejected.add(0, 1);
     }
 
-    /// What a key in memory is checked by: its MAC under the current pepper or, without one, under
-    /// a key that is random to this process.
+    /// Returns the MAC by which a cached key is checked: under the current pepper or, without one,
+    /// under a random key of this process.
     #[must_use]
     pub fn memory_mac(&self, presented: Presented<'_>) -> [u8; 32] {
         self.macs.add(0, 1);
         self.peppers.memory_mac(presented.expose())
     }
 
-    /// The memory MAC of a key that nobody presented yet, if its verifier has it.
+    /// Returns the cache MAC of a key that was not presented yet, if its verifier contains it.
     #[must_use]
     pub fn stored_memory_mac(&self, verifier: &Verifier) -> Option<[u8; 32]> {
         let mac = verifier.mac.as_ref()?;
         (self.peppers.current() == Some(&*mac.pepper_id)).then_some(mac.value)
     }
 
-    /// Whether a presented key, whose memory MAC is `mac`, is the expected one. A wrong one takes
-    /// the same hash operations as one that nothing is known of (`None`); how long it waits for
-    /// them may differ, because they wait in separate lanes.
+    /// Returns whether a presented key, whose cache MAC is `mac`, is the expected one. A wrong key
+    /// takes the same hash operations as an unknown key (`None`). The waits for them may differ,
+    /// because they use separate lanes.
     ///
     /// # Errors
-    /// [`Busy`] when that work is argon2 and too many are waiting for it already.
+    /// [`Busy`] if the work is Argon2 and too many hashes are already waiting.
     pub async fn recognize(
         &self,
         presented: Presented<'_>,
         mac: &[u8; 32],
         expected: Option<&[u8; 32]>,
     ) -> Result<bool, Busy> {
-        // No text has this MAC but by a chance of 2^-256.
+        // A text has this MAC only with a probability of 2^-256.
         let compared = mac.ct_eq(expected.unwrap_or(&[0; 32]));
         let right = bool::from(compared) && expected.is_some();
         if !right && self.peppers.current().is_none() {
@@ -227,7 +228,7 @@ impl Secrets {
                 None => Requester::UnknownId,
             };
             let work = self.argon.verify_nothing(presented.expose(), requester);
-            // Apart, so that a hit has little to carry.
+            // Boxed, so that the future of a cache hit stays small.
             Box::pin(work).await?;
         }
         Ok(right)

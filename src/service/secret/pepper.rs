@@ -1,6 +1,6 @@
-//! Peppers: keys of a MAC that are never in the database.
+//! Peppers: MAC keys that are never in the database.
 //!
-//! The first one is current; the others still verify, so that a pepper can be rotated.
+//! The first pepper is current. The others still verify, so that a pepper can be rotated.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use rand::RngExt as _;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-/// What each pepper makes of this and of its record's revision is kept in the database, to detect a
-/// wrong pepper or a changed record. It is no key's text.
+/// Input of the check value. The database stores, for each pepper, the MAC of this text and of the
+/// pepper record's revision, to detect a wrong pepper or a changed record. No key has this text.
 const CHECK: &str = "gatekey pepper check v2";
 
 const ID_MAX: usize = 32;
 
-/// What is wrong with a pepper file. The text never repeats what the file holds.
+/// An error in a pepper file. The message never repeats the file's contents.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum PepperError {
     #[error("line {0} is not `id:base64 of 32 bytes`, the id being 1-32 of [A-Za-z0-9_.-]")]
@@ -31,28 +31,28 @@ struct Pepper {
     key: Zeroizing<[u8; 32]>,
 }
 
-/// The peppers in use; the first one is current. `Debug` tells their ids alone.
+/// The peppers in use; the first one is current. `Debug` shows only their ids.
 pub struct Peppers {
     listed: Vec<Pepper>,
-    /// Stands for the current pepper in memory where there is none.
+    /// A random key that replaces the current pepper in the cache if there is none.
     of_process: Zeroizing<[u8; 32]>,
     /// See [`Peppers::expect_argon2`].
     argon2_until: i64,
-    /// The ids of those that were in use before the current one was.
+    /// Ids of the peppers that were in use before the current one.
     older: Vec<String>,
 }
 
 impl Peppers {
-    /// None at all: secrets are checked by argon2 alone.
+    /// Returns no peppers: secrets are checked only by Argon2.
     #[must_use]
     pub fn none() -> Self {
         Self::new(Vec::new()).expect_argon2(i64::MAX, Vec::new())
     }
 
-    /// Reads a pepper file: `id:base64 of 32 bytes` a line, empty lines aside.
+    /// Parses a pepper file: one `id:base64 of 32 bytes` per line. Ignores empty lines.
     ///
     /// # Errors
-    /// Which line is wrong.
+    /// Returns the number of the invalid line, or [`PepperError::Empty`].
     pub fn parse(file: &str) -> Result<Self, PepperError> {
         let mut peppers: Vec<Pepper> = Vec::new();
         for (place, line) in file.lines().enumerate() {
@@ -71,7 +71,8 @@ impl Peppers {
         Ok(Self::new(peppers))
     }
 
-    /// A pepper file with one new pepper, whose id no other has but by chance.
+    /// Returns the contents of a pepper file with one new pepper, whose random id is unlikely to
+    /// collide with another.
     #[must_use]
     pub fn generate() -> Zeroizing<String> {
         let mut rng = rand::rng();
@@ -80,16 +81,16 @@ impl Peppers {
         Zeroizing::new(format!("p{:08x}:{}\n", rng.random::<u32>(), &*key))
     }
 
-    /// The id of the current pepper.
+    /// Returns the id of the current pepper.
     #[must_use]
     pub fn current(&self) -> Option<&str> {
         self.listed.first().map(|pepper| &*pepper.id)
     }
 
-    /// The same peppers, with what their records in the database say: keys that were created up to
-    /// the revision `argon2_until` may have no MAC under a known pepper, and are then checked by
-    /// Argon2; the peppers `older` were in use before the current one. Without this no key is
-    /// expected to lack such a MAC.
+    /// Returns the same peppers with the contents of their records in the database. Keys created up
+    /// to the revision `argon2_until` may have no MAC under a known pepper, and are then checked by
+    /// Argon2. The peppers `older` were in use before the current one. Without this call, every key
+    /// is expected to have such a MAC.
     #[must_use]
     pub fn expect_argon2(self, argon2_until: i64, older: Vec<String>) -> Self {
         Self {
@@ -99,30 +100,31 @@ impl Peppers {
         }
     }
 
-    /// Whether a key that was created with this revision may be checked by Argon2.
+    /// Returns whether a key that was created with this revision may be checked by Argon2.
     pub(super) fn expects_argon2(&self, created: i64) -> bool {
-        // Revisions begin with 1: a row that says less was not written by gatekey.
+        // Revisions begin with 1, so gatekey did not write a row with a lower one.
         (1..=self.argon2_until).contains(&created)
     }
 
-    /// The ids, the current pepper's first.
+    /// Returns the ids, the current pepper's first.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.listed.iter().map(|pepper| &*pepper.id)
     }
 
-    /// The ids of those that were in use before the current one was.
+    /// Returns the ids of the peppers that were in use before the current one.
     #[must_use]
     pub fn older(&self) -> &[String] {
         &self.older
     }
 
-    /// The check value of a pepper whose record has this revision, if the pepper is known.
+    /// Returns the check value of a pepper whose record has this revision, if the pepper is known.
     #[must_use]
     pub fn check(&self, id: &str, argon2_until: i64) -> Option<[u8; 32]> {
         self.mac(id, &format!("{CHECK} {argon2_until}"))
     }
 
-    /// The MAC of a whole key under the current pepper or, without one, under the process's key.
+    /// Returns the MAC of a whole key under the current pepper or, without one, under the process's
+    /// key.
     pub(super) fn memory_mac(&self, whole: &str) -> [u8; 32] {
         let key = self
             .listed
@@ -141,7 +143,7 @@ impl Peppers {
         }
     }
 
-    /// The MAC of a whole key under a pepper, if that is known: keyed BLAKE3.
+    /// Returns the keyed BLAKE3 MAC of a whole key under a pepper, if the pepper is known.
     #[must_use]
     pub fn mac(&self, id: &str, whole: &str) -> Option<[u8; 32]> {
         let pepper = self.listed.iter().find(|pepper| pepper.id == id)?;
