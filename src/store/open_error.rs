@@ -73,12 +73,18 @@ impl From<sqlx::Error> for OpenError {
             sqlx::Error::Io(error) => Self::Unreachable(of_io(&error)),
             sqlx::Error::Tls(error) => Self::Tls(error.to_string()),
             sqlx::Error::PoolTimedOut => Self::Unreachable("no answer in time".to_owned()),
-            sqlx::Error::Protocol(_) => {
+            sqlx::Error::Protocol(text) if is_foreign(&text) => {
                 Self::Refused("what answers there does not speak PostgreSQL's protocol".to_owned())
             }
             _ => Self::Unreachable("the connection was lost".to_owned()),
         }
     }
+}
+
+/// Returns true if the first byte of the response shows that this is no PostgreSQL. sqlx reports a
+/// connection that was closed before its first byte as 0x00, and that may pass.
+fn is_foreign(text: &str) -> bool {
+    text.contains("SSLRequest") && !text.contains("SSLRequest: 0x00")
 }
 
 fn of_answer(answer: &dyn DatabaseError) -> OpenError {

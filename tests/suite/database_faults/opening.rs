@@ -2,9 +2,14 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
+use tokio::{
+    io::{AsyncReadExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+
 use crate::{
     program::{Ended, Program},
-    support::{Database, Gatekey, Setup},
+    support::{Database, Gatekey, Setup, postgres::Cluster},
 };
 
 pub const AT_ONCE: Duration = Duration::from_secs(10);
@@ -30,9 +35,7 @@ async fn a_database_without_tls_is_named_at_once_where_tls_is_required() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_speak_postgresql_is_named_at_once() {
-    let web = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a free port");
+    let web = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = web.local_addr().expect("it is bound");
     tokio::spawn(async move {
         use tokio::io::AsyncWriteExt as _;
@@ -45,6 +48,29 @@ async fn what_does_not_speak_postgresql_is_named_at_once() {
     });
     let ended = started_on(&Gatekey::sqlite(), format!("postgres://ada@{addr}/keys")).await;
     told(&ended, "does not speak PostgreSQL's protocol");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_closed_before_an_answer_is_tried_again() {
+    let cluster = Cluster::start();
+    let database = Database::create_in(&cluster).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let addr = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        for attempt in 0.. {
+            let (mut client, _) = listener.accept().await.expect("a connection");
+            if attempt < 2 {
+                // The whole of what a client of PostgreSQL says first.
+                let _ = client.read_exact(&mut [0; 8]).await;
+                continue;
+            }
+            let server = TcpStream::connect(cluster.addr()).await;
+            let mut server = server.expect("PostgreSQL answers");
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    let setup = Gatekey::postgres(&database).env("GATEKEY_DATABASE_URL", database.url_at(addr));
+    setup.start().await.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
