@@ -22,8 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .build_client(true)
-        .codec_path("crate::grpc::codec::Codec")
-        // These messages contain a secret; grpc/redact.rs implements their `Debug`.
+        .codec_path("crate::api::validate::codec::Codec")
+        // These messages contain a secret; api/redact.rs implements their `Debug`.
         .skip_debug([
             ".gatekey.v1.CreateKeyResponse",
             ".gatekey.v1.RotateKeyResponse",

@@ -9,13 +9,13 @@ use gatekey::{
     domain::{
         clock::{SystemClock, Timestamp},
         key::{Grant, HASH_VERSION, Key},
+        key_policy::{AccessRequest, KeyPolicy},
         scope::{Scope, Scopes},
-        standing::{Ask, Standing},
         tenant::Tenant,
         token::{DEFAULT_PREFIX, KeyId, Plaintext, Presented},
         usage::Use,
     },
-    service::{cache::Cache, fault::Faults, secret::Peppers, usage::Usage},
+    service::{cache::Cache, failpoint::Failpoints, secret::Peppers, usage::Usage},
 };
 
 /// As the server has it.
@@ -52,20 +52,20 @@ fn pieces(criterion: &mut Criterion) {
         });
     });
 
-    let standing = Standing::of(&grant(id));
+    let policy = KeyPolicy::of(&grant(id));
     criterion.bench_function("scope match, the last of three", |bench| {
-        bench.iter(|| standing.grants(black_box("reports:weekly")));
+        bench.iter(|| policy.grants(black_box("reports:weekly")));
     });
 
     let (required, address) = (["jobs:read".to_owned()], IpAddr::from([127, 0, 0, 1]));
-    let ask = Ask {
+    let ask = AccessRequest {
         required_scopes: &required,
         any_scopes: &[],
         audience: None,
         client_ip: Some(address),
     };
     criterion.bench_function("decide", |bench| {
-        bench.iter(|| standing.decide(black_box(NOW), black_box(&ask)).is_ok());
+        bench.iter(|| policy.decide(black_box(NOW), black_box(&ask)).is_ok());
     });
 
     let usage = Usage::default();
@@ -85,12 +85,12 @@ fn pieces(criterion: &mut Criterion) {
 /// A cache with a million keys, and their ids in no order.
 fn filled_cache() -> (Cache, Vec<KeyId>) {
     const KEYS: usize = 1_000_000;
-    let cache = Cache::new(KEYS, Faults::NONE);
+    let cache = Cache::new(KEYS, Failpoints::NONE);
     cache.clear(0);
     cache.lease().grant(Duration::MAX);
     let ids = new_ids(KEYS);
     for id in &ids {
-        let (entry, _) = cache.entry(*id, Standing::of(&grant(*id)), [0; 32], 0, cache.ticket());
+        let (entry, _) = cache.entry(*id, KeyPolicy::of(&grant(*id)), [0; 32], 0, cache.ticket());
         cache.insert(*id, entry);
     }
     (cache, ids)

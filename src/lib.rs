@@ -8,13 +8,13 @@
 //! - [`service`]: the operations of gatekey
 //! - [`store`]: database access only
 //! - [`domain`]: pure values and rules, without I/O; the time is an argument
-//! - [`meter`]: metrics, log limits and spans, used by every layer
+//! - [`metrics`]: metrics, log limits and spans, used by every layer
 //!
 //! `ARCHITECTURE.md` gives an overview.
 
+pub mod api;
 pub mod domain;
-pub mod grpc;
-pub mod meter;
+pub mod metrics;
 pub mod server;
 pub mod service;
 pub mod store;

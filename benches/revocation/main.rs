@@ -39,7 +39,7 @@ mod usage;
 use std::time::{Duration, Instant};
 
 use plot::Curve;
-use replicas::{Replicas, Told};
+use replicas::{Encoded, Replicas};
 use report::Report;
 
 /// As the server has it: the load comes from this program.
@@ -130,7 +130,7 @@ async fn measure() -> (Report, Vec<Curve>) {
 }
 
 /// In milliseconds, the smallest first.
-fn sorted(told: &[Told], of: impl Fn(&Told) -> Duration) -> Vec<f64> {
+fn sorted(told: &[Encoded], of: impl Fn(&Encoded) -> Duration) -> Vec<f64> {
     let mut millis: Vec<_> = told
         .iter()
         .map(|told| of(told).as_secs_f64() * 1e3)

@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::{EnforcementState, Reason, RevokeKeysRequest};
+use gatekey::api::proto::{EnforcementState, Reason, RevokeKeysRequest};
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 
 use crate::{
     generator::{self, Load},
-    load::{Measured, Shape, frame},
+    load::{Instrumented, Shape, frame},
     support::{
         Client, Database, Gatekey,
         client::ask,
@@ -45,7 +45,7 @@ pub struct Replicas {
 }
 
 /// What came of one revocation, from its call on.
-pub struct Told {
+pub struct Encoded {
     pub enforced: Duration,
     /// When a replica said for the last time that the key is good; zero when none did any more.
     pub accepted: Duration,
@@ -122,7 +122,7 @@ impl Replicas {
     }
 
     /// Revokes so many keys one after the other, at one replica after the other, while all are asked about it.
-    pub async fn revoke_each(&self, count: usize) -> Vec<Told> {
+    pub async fn revoke_each(&self, count: usize) -> Vec<Encoded> {
         let mut told = Vec::with_capacity(count);
         for (number, key) in self.single.iter().take(count).enumerate() {
             told.push(self.revoke(number % REPLICAS, key).await);
@@ -130,7 +130,7 @@ impl Replicas {
         told
     }
 
-    async fn revoke(&self, place: usize, key: &Stored) -> Told {
+    async fn revoke(&self, place: usize, key: &Stored) -> Encoded {
         let enforced = Arc::new(AtomicBool::new(false));
         let called = Instant::now();
         let mut watching = JoinSet::new();
@@ -156,7 +156,7 @@ impl Replicas {
         let answer = answer.expect("the key is revoked");
         assert_eq!(answer.state(), EnforcementState::Enforced);
         let accepted = watching.join_all().await.into_iter().max();
-        Told {
+        Encoded {
             enforced: took,
             accepted: accepted.unwrap_or_default(),
         }
@@ -192,7 +192,7 @@ impl Replicas {
 
 /// A load on every replica.
 pub struct Running {
-    loads: Vec<JoinHandle<Measured>>,
+    loads: Vec<JoinHandle<Instrumented>>,
     stop: Arc<AtomicBool>,
 }
 

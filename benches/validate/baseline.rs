@@ -13,12 +13,12 @@ use std::{
 use argon2::Argon2;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use gatekey::{
-    domain::token::Presented,
-    grpc::proto::{
+    api::proto::{
         self, ValidateRequest, ValidateResponse,
         key_service_server::{KeyService, KeyServiceServer},
         validate_request::Credential,
     },
+    domain::token::Presented,
 };
 use prost::Message as _;
 use tokio::{runtime, sync::Semaphore, task::spawn_blocking};

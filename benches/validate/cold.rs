@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 
 use crate::{
     baseline::{Baseline, Kind},
     generator::{self, Load},
     keys::{ask, ask_number, key},
-    load::{Measured, Question, Shape},
+    load::{Instrumented, Shape, ValidationRequest},
     report::{Report, Sample, Subject, name},
     select::Select,
     settings::WARM_KEYS,
@@ -41,7 +41,7 @@ impl Unasked {
 pub async fn measure(report: &mut Report, stored: &Stored, engine: Engine) {
     let server = stored.setup.clone().env(WARM_KEYS, "0").start().await;
     let unasked = Unasked(Cell::new(0..KEYS));
-    let first = |number| Question {
+    let first = |number| ValidationRequest {
         addr: server.addr(),
         bearer: stored.caller.clone(),
         request: ask(key(number).1.expose()),
@@ -51,7 +51,7 @@ pub async fn measure(report: &mut Report, stored: &Stored, engine: Engine) {
     let answer = first(number).verify().await;
     let url = stored.setup.database_url();
     let select = Baseline::start(Kind::Select { url }, &answer);
-    let behind_grpc = Question {
+    let behind_grpc = ValidationRequest {
         addr: select.addr,
         ..first(other)
     };
@@ -99,7 +99,7 @@ pub async fn measure(report: &mut Report, stored: &Stored, engine: Engine) {
 }
 
 /// Reads the rows of these keys one after the other, in a runtime of one thread: nothing is quicker.
-fn look_up(url: &str, mut numbers: Range<u64>) -> Measured {
+fn look_up(url: &str, mut numbers: Range<u64>) -> Instrumented {
     let url = url.to_owned();
     let read = async move {
         let select = Select::open(&url, 1).await;

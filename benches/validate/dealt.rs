@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use gatekey::grpc::proto::key_service_server::KeyServiceServer;
+use gatekey::api::proto::key_service_server::KeyServiceServer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -46,7 +46,7 @@ pub fn serve(listener: &TcpListener, service: &KeyServiceServer<Handler>) -> ! {
 
 /// A thread with its runtime and its server.
 struct Worker {
-    connections: mpsc::UnboundedSender<(std::net::TcpStream, Place)>,
+    connections: mpsc::UnboundedSender<(std::net::TcpStream, LoadSlot)>,
     open: Arc<AtomicUsize>,
 }
 
@@ -73,22 +73,22 @@ impl Worker {
     }
 
     fn deal(&self, stream: std::net::TcpStream) {
-        let place = Place::take(&self.open);
+        let place = LoadSlot::take(&self.open);
         self.connections.send((stream, place)).ok();
     }
 }
 
 /// One connection in a worker's count, for as long as it lives.
-struct Place(Arc<AtomicUsize>);
+struct LoadSlot(Arc<AtomicUsize>);
 
-impl Place {
+impl LoadSlot {
     fn take(open: &Arc<AtomicUsize>) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(open))
     }
 }
 
-impl Drop for Place {
+impl Drop for LoadSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -97,7 +97,7 @@ impl Drop for Place {
 /// A connection that is counted.
 struct Connection {
     stream: TcpStream,
-    _place: Place,
+    _place: LoadSlot,
 }
 
 impl Connected for Connection {

@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 
 use crate::{
     generator::{self, Load},
     keys::{ask, ask_number, key},
-    load::{Measured, Question, Shape},
+    load::{Instrumented, Shape, ValidationRequest},
     report::{Report, digits},
     settings::{CACHE_KEYS, WARM_KEYS},
     stored::Stored,
@@ -68,7 +68,7 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
         .env(WARM_KEYS, "0")
         .env(CACHE_KEYS, ROOM);
     let server = setup.start().await;
-    let question = |number, expected| Question {
+    let question = |number, expected| ValidationRequest {
         addr: server.addr(),
         bearer: stored.caller.clone(),
         request: ask(key(number).1.expose()),
@@ -77,7 +77,7 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
     question(0, Reason::Allowed).verify().await;
     question(UNKNOWN, Reason::NotFound).verify().await;
 
-    let p99 = |measured: &Measured| measured.latencies.percentile(0.99);
+    let p99 = |measured: &Instrumented| measured.latencies.percentile(0.99);
     let alone = || {
         eprintln!("flood: hits alone");
         let end = Instant::now() + CALM;
@@ -137,7 +137,7 @@ pub fn hits(server: &Gatekey, stored: &Stored, go_on: impl Fn() -> bool + Send +
 }
 
 /// A flood, and the hits beside it.
-fn beside(server: &Gatekey, stored: &Stored, flood: Flood) -> (Measured, Measured) {
+fn beside(server: &Gatekey, stored: &Stored, flood: Flood) -> (Instrumented, Instrumented) {
     let over = Arc::new(AtomicBool::new(false));
     let during = generator::start(hits(server, stored, {
         let over = Arc::clone(&over);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use h2::client::SendRequest;
 use http::{Request, header};
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::load::{Latencies, Measured, PATH, Shape};
+use crate::load::{Instrumented, Latencies, PATH, Shape};
 
 /// A pace that was not kept is caught up with for this long, and then let go.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -68,25 +68,25 @@ impl Load {
 }
 
 /// Asks until there is nothing left to ask.
-pub fn run(load: Load) -> Measured {
+pub fn run(load: Load) -> Instrumented {
     start(load)
         .join()
         .expect("every call is answered as expected")
 }
 
 /// Begins to ask, and lets the caller go on.
-pub fn start(load: Load) -> JoinHandle<Measured> {
+pub fn start(load: Load) -> JoinHandle<Instrumented> {
     in_own_thread(ask_all(load))
 }
 
 /// Runs what gives a time and the latencies of the calls in it, in a thread and a single-threaded runtime of its own.
 pub fn in_own_thread(
     calls: impl Future<Output = (Duration, Vec<Duration>)> + Send + 'static,
-) -> JoinHandle<Measured> {
+) -> JoinHandle<Instrumented> {
     thread::spawn(|| {
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
         let (elapsed, latencies) = runtime.expect("a runtime").block_on(calls);
-        Measured {
+        Instrumented {
             calls: latencies.len() as u64,
             calls_per_second: latencies.len() as f64 / elapsed.as_secs_f64(),
             latencies: Latencies::new(latencies),

@@ -4,7 +4,7 @@
 use std::{fs, process::Command, sync::LazyLock, time::Duration};
 
 use crate::{
-    load::{Latencies, Measured, PATH, Question, Shape, frame},
+    load::{Instrumented, Latencies, PATH, Shape, ValidationRequest, frame},
     support::tool,
 };
 
@@ -19,7 +19,7 @@ pub fn is_here() -> bool {
 
 /// Asks `calls` times. Every call must be answered with HTTP 200; what the answer says is for the caller to have asked.
 /// Telling the time that each call took costs h2load a third more CPU, and so is done only when asked for.
-pub fn run(question: &Question, shape: Shape, calls: u64, timed: bool) -> Measured {
+pub fn run(question: &ValidationRequest, shape: Shape, calls: u64, timed: bool) -> Instrumented {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (body, log) = (folder.path().join("body"), folder.path().join("log"));
     fs::write(&body, frame(&question.request)).expect("the folder is writable");
@@ -50,7 +50,7 @@ pub fn run(question: &Question, shape: Shape, calls: u64, timed: bool) -> Measur
     } else {
         String::new()
     };
-    Measured {
+    Instrumented {
         calls,
         calls_per_second,
         latencies: Latencies::new(log.lines().filter_map(latency).collect()),

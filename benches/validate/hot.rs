@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use gatekey::grpc::proto::{CreateKeyRequest, Reason};
+use gatekey::api::proto::{CreateKeyRequest, Reason};
 
 use crate::{
     baseline::{Baseline, Kind},
     keys::{SCOPES, ask, with_typo, with_wrong_secret},
-    load::{Question, Shape},
+    load::{Shape, ValidationRequest},
     report::{Report, Sample, Subject},
     settings::Settings,
     stored,
@@ -30,12 +30,12 @@ fn time(shape: Shape) -> Duration {
 struct Target {
     subject: Subject,
     pid: u32,
-    question: Question,
+    question: ValidationRequest,
     loads: Vec<(Shape, u64)>,
 }
 
 impl Target {
-    async fn verified(subject: Subject, pid: u32, question: Question) -> Self {
+    async fn verified(subject: Subject, pid: u32, question: ValidationRequest) -> Self {
         question.verify().await;
         let loads = Shape::ALL
             .into_iter()
@@ -68,7 +68,7 @@ pub async fn measure(report: &mut Report) {
     };
     let (_, key) = admin.create(asked).await;
 
-    let about = |key: &str, expected| Question {
+    let about = |key: &str, expected| ValidationRequest {
         addr: server.addr(),
         bearer: bearer.clone(),
         request: ask(key),
@@ -76,7 +76,7 @@ pub async fn measure(report: &mut Report) {
     };
     let hot = about(&key, Reason::Allowed);
     let answer = hot.verify().await;
-    let of = |baseline: &Baseline| Question {
+    let of = |baseline: &Baseline| ValidationRequest {
         addr: baseline.addr,
         ..hot.clone()
     };

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     flood::hits,
     generator,
-    load::Measured,
+    load::Instrumented,
     report::{Report, digits},
     stored::Stored,
     support::Client,
@@ -29,7 +29,7 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
         let end = Instant::now() + SPAN;
         generator::start(hits(&server, stored, move || Instant::now() < end))
     };
-    let join = |asking: std::thread::JoinHandle<Measured>| asking.join().expect("hits go on");
+    let join = |asking: std::thread::JoinHandle<Instrumented>| asking.join().expect("hits go on");
     eprintln!("issuing: hits alone");
     // Once for nothing, so that they are in memory.
     join(asking());
@@ -47,7 +47,7 @@ pub async fn measure(report: &mut Report, stored: &Stored) {
     for maker in making {
         made += maker.await.expect("keys are made");
     }
-    let p99 = |measured: &Measured| measured.latencies.percentile(0.99);
+    let p99 = |measured: &Instrumented| measured.latencies.percentile(0.99);
     report.remark(format!(
         "Issuing: {:.0} keys a second, {AT_ONCE} at once, beside {} hits a second whose p99 went from {} to {} µs.",
         f64::from(made) / SPAN.as_secs_f64(),

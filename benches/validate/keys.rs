@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use gatekey::{
+    api::proto::{ValidateRequest, validate_request::Credential},
     domain::token::{CHECKSUM_LENGTH, DEFAULT_PREFIX, KeyId, Plaintext},
-    grpc::proto::{ValidateRequest, validate_request::Credential},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use gatekey::{
+    api::proto::{self, ListKeysRequest, ListKeysResponse},
     domain::{clock::Timestamp, key::KeyState},
-    grpc::proto::{self, ListKeysRequest, ListKeysResponse},
     store::{
         KeyQuery,
         listing::{self, Param},

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     Reason, ValidateRequest, ValidateResponse, key_service_client::KeyServiceClient,
 };
 use prost::Message as _;
@@ -63,7 +63,7 @@ impl fmt::Display for Shape {
 
 /// One question, asked of one server again and again.
 #[derive(Clone)]
-pub struct Question {
+pub struct ValidationRequest {
     pub addr: SocketAddr,
     /// The caller's credential.
     pub bearer: String,
@@ -73,7 +73,7 @@ pub struct Question {
 }
 
 /// What came of a load.
-pub struct Measured {
+pub struct Instrumented {
     pub calls: u64,
     pub calls_per_second: f64,
     pub latencies: Latencies,
@@ -96,7 +96,7 @@ impl Latencies {
     }
 }
 
-impl Question {
+impl ValidationRequest {
     /// Asks once, as a real client does, and gives the answer; one that is not expected ends the run.
     pub async fn verify(&self) -> ValidateResponse {
         let mut client = KeyServiceClient::connect(format!("http://{}", self.addr))
@@ -117,7 +117,7 @@ impl Question {
     }
 
     /// Asks `calls` times; unless `timed`, there need be no latencies.
-    pub fn ask(&self, shape: Shape, calls: u64, timed: bool) -> Measured {
+    pub fn ask(&self, shape: Shape, calls: u64, timed: bool) -> Instrumented {
         if h2load::is_here() {
             return h2load::run(self, shape, calls, timed);
         }

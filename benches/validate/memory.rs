@@ -1,6 +1,6 @@
 //! A million keys in memory: what the server has resident for each, with all that comes with them.
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 
 use crate::{
     generator::{self, Load},

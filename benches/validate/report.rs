@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use serde_json::{Value, json};
 
 use crate::{
-    load::{Measured, Shape},
+    load::{Instrumented, Shape},
     support::Engine,
     usage,
 };
@@ -63,7 +63,7 @@ pub struct Sample {
 
 impl Sample {
     /// What a load on this process comes to.
-    pub fn of(pid: u32, load: impl FnOnce() -> Measured) -> Self {
+    pub fn of(pid: u32, load: impl FnOnce() -> Instrumented) -> Self {
         let before = usage::cpu(pid);
         let measured = load();
         let used = usage::cpu(pid).saturating_sub(before);
@@ -74,7 +74,7 @@ impl Sample {
     }
 
     /// What calls come to that no server answered.
-    pub fn without_server(measured: &Measured) -> Self {
+    pub fn without_server(measured: &Instrumented) -> Self {
         Self {
             calls_per_second: measured.calls_per_second,
             cpu: f64::NAN,

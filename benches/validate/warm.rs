@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatekey::grpc::READINESS;
+use gatekey::api::READINESS;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };

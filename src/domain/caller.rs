@@ -5,9 +5,9 @@
 
 use super::{
     clock::Timestamp,
+    key_policy::KeyPolicy,
     name::is_name,
     scope::{Scope, Scopes},
-    standing::Standing,
     token::KeyId,
 };
 
@@ -116,10 +116,10 @@ impl Caller {
 
     /// Returns the caller that holds a key of tenant `system`.
     #[must_use]
-    pub fn holder(key_id: KeyId, standing: &Standing) -> Self {
+    pub fn holder(key_id: KeyId, policy: &KeyPolicy) -> Self {
         Self {
             actor: key_id.to_string(),
-            scopes: standing.scope_set(),
+            scopes: policy.scope_set(),
             principal: Principal::Key(key_id),
             trace_id: None,
         }
@@ -127,11 +127,11 @@ impl Caller {
 
     /// Returns the caller that is an owner of tenant `system`, by a certificate with its name.
     #[must_use]
-    pub fn owner(standing: &Standing) -> Self {
-        let name = standing.owner_id().to_owned();
+    pub fn owner(policy: &KeyPolicy) -> Self {
+        let name = policy.owner_id().to_owned();
         Self {
             actor: name.clone(),
-            scopes: standing.scope_set(),
+            scopes: policy.scope_set(),
             principal: Principal::Owner(name),
             trace_id: None,
         }
@@ -141,12 +141,12 @@ impl Caller {
     /// longer valid. The audience and the client address are not checked again after the start of
     /// the request.
     #[must_use]
-    pub fn renewed(&self, standing: &Standing, now: Timestamp) -> Option<Self> {
-        if standing.barred(now).is_some() {
+    pub fn renewed(&self, policy: &KeyPolicy, now: Timestamp) -> Option<Self> {
+        if policy.barred(now).is_some() {
             return None;
         }
         Some(Self {
-            scopes: standing.scope_set(),
+            scopes: policy.scope_set(),
             ..self.clone()
         })
     }

@@ -1,6 +1,6 @@
 //! Keys, their state, and the verifiers of their secrets.
 //!
-//! [`Standing::decide`](super::standing::Standing::decide) makes the decision about a key.
+//! [`KeyPolicy::decide`](super::standing::Standing::decide) makes the decision about a key.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -51,7 +51,7 @@ pub struct Bounds {
 
 /// The reason why a connection was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
+pub enum Rejected {
     /// The port is full, and all its connections have open streams.
     Full,
     /// The network has reached its limit, and all its connections have open streams.
@@ -79,7 +79,7 @@ pub enum Closed {
     Stop,
 }
 
-impl Refused {
+impl Rejected {
     pub const ALL: [(Self, &str); 3] = [
         (Self::Full, "full"),
         (Self::Network, "address"),
@@ -121,7 +121,7 @@ pub struct Admission {
     bounds: Bounds,
     table: Mutex<Table>,
     accepted: AtomicU64,
-    refused: [AtomicU64; Refused::ALL.len()],
+    refused: [AtomicU64; Rejected::ALL.len()],
     closed: [AtomicU64; Closed::ALL.len()],
 }
 
@@ -140,7 +140,7 @@ impl Admission {
     ///
     /// # Errors
     /// Fails if a limit is reached and no idle connection can be evicted.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, Refused> {
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, Rejected> {
         let network = Network::of(address);
         let mut table = self.table();
         let state = table.make_room(network, self.bounds).map(|()| {
@@ -171,7 +171,7 @@ impl Admission {
     }
 
     /// Counts a refused connection.
-    pub fn refuse(&self, why: Refused) {
+    pub fn refuse(&self, why: Rejected) {
         self.refused[why as usize].fetch_add(1, Relaxed);
     }
 
@@ -187,7 +187,7 @@ impl Admission {
 
     /// Returns the number of refused connections by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let counts = Refused::ALL.iter().zip(&self.refused);
+        let counts = Rejected::ALL.iter().zip(&self.refused);
         counts.map(|((_, name), count)| (*name, count.load(Relaxed)))
     }
 
@@ -251,13 +251,13 @@ struct Group {
 
 impl Table {
     /// Evicts an idle connection if a new connection of this network would exceed a limit.
-    fn make_room(&mut self, network: Network, bounds: Bounds) -> Result<(), Refused> {
+    fn make_room(&mut self, network: Network, bounds: Bounds) -> Result<(), Rejected> {
         let group = self.networks.get_mut(&network);
         let (idle, refused) = match group {
             Some(group) if group.connections.len() >= bounds.per_network => {
                 let Group { connections, idle } = group;
                 let all = connections.values().map(|state| (0, state));
-                (idle.first(all), Refused::Network)
+                (idle.first(all), Rejected::Network)
             }
             _ if self.open >= bounds.max => {
                 let groups = self.networks.values();
@@ -265,7 +265,7 @@ impl Table {
                     let size = connections.len();
                     connections.values().map(move |state| (size, state))
                 });
-                (self.idle.first(all), Refused::Full)
+                (self.idle.first(all), Rejected::Full)
             }
             _ => return Ok(()),
         };

@@ -34,7 +34,7 @@ use super::{
     preface::{Prefaced, Speaks},
     streams::{Bounded, Budget},
 };
-use crate::grpc::StreamExecutor;
+use crate::api::StreamExecutor;
 
 /// Timeout of the TLS handshake and the HTTP/2 preface of a new connection.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);

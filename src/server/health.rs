@@ -41,7 +41,7 @@ use super::{
     tls,
 };
 use crate::{
-    grpc::{Infrastructure, Peer, READINESS},
+    api::{Infrastructure, Peer, READINESS},
     service::{replica::Replica, warm::Warmer},
 };
 

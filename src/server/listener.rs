@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::admission::{Admission, Admitted, Refused};
+use super::admission::{Admission, Admitted, Rejected};
 
 /// Maximum number of connections that the kernel completes before they are accepted.
 const BACKLOG: u32 = 1024;
@@ -100,7 +100,7 @@ impl Listener {
                     }
                 }
                 Err(error) => {
-                    self.admission.refuse(Refused::NotAccepted);
+                    self.admission.refuse(Rejected::NotAccepted);
                     report.add(&error.to_string());
                     time::sleep(PAUSE).await;
                 }
@@ -109,11 +109,11 @@ impl Listener {
     }
 }
 
-fn reason(refused: Refused) -> &'static str {
+fn reason(refused: Rejected) -> &'static str {
     match refused {
-        Refused::Full => "all connections have open streams",
-        Refused::Network => "GATEKEY_CONNECTIONS_PER_ADDRESS is reached by open streams",
-        Refused::NotAccepted => "not accepted",
+        Rejected::Full => "all connections have open streams",
+        Rejected::Network => "GATEKEY_CONNECTIONS_PER_ADDRESS is reached by open streams",
+        Rejected::NotAccepted => "not accepted",
     }
 }
 

@@ -10,11 +10,11 @@ mod descriptors;
 mod environment;
 mod first_steps;
 pub mod health;
-mod keyfile;
 mod listener;
-mod metrics;
+mod metrics_endpoint;
 mod ports;
 mod preface;
+mod secret_files;
 mod signals;
 mod streams;
 mod telemetry;
@@ -38,9 +38,9 @@ use self::{
     config::{Config, ValidateAuth},
     connection::Rules,
     health::Readiness,
-    keyfile::KeyFiles,
     ports::{Addresses, Reservations},
     preface::Speaks,
+    secret_files::KeyFiles,
     signals::Signals,
     streams::{Budget, Refusals},
     telemetry::{Telemetry, TelemetryError},
@@ -48,22 +48,24 @@ use self::{
     workers::Workers,
 };
 use crate::{
+    api::{Api, App, Calls, DESCRIPTORS, Infrastructure, MESSAGE_MAX, trace::TraceLayer},
     domain::{
         caller::TenantSet,
         clock::{Clock as _, SystemClock, Timestamp},
         page::Page,
     },
-    grpc::{Calls, DESCRIPTORS, Doors, House, Infrastructure, MESSAGE_MAX, trace::TraceLayer},
-    meter::Tell,
+    metrics::Collect,
     service::{
         cache::Cache,
-        fault::Faults,
+        event_log::Log,
+        failpoint::Failpoints,
         keyring::Keyring,
-        log::Log,
-        pepper_check::{self, PepperMismatch},
-        repepper::Repepper,
         replica::Replica,
-        secret::{AdminToken, Peppers, Secrets},
+        secret::{
+            AdminToken, Peppers, Secrets,
+            pepper_check::{self, PepperMismatch},
+            pepper_migration::PepperMigration,
+        },
         usage::{Usage, Writing},
         validator::Validator,
         warm::Warmer,
@@ -181,7 +183,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let addresses = ports.addresses()?;
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let Services {
-        doors,
+        api,
         replica,
         following,
         warmer,
@@ -198,8 +200,8 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         let budget = Budget::share(1, &refusals);
         health::answer(port, health.clone(), rules.clone(), budget)
     });
-    let house = House::new(
-        doors,
+    let app = App::new(
+        api,
         Infrastructure::new(with_reflection(health)?, stop.clone()),
         TraceLayer::new(telemetry.tracing()),
     );
@@ -207,7 +209,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let rules = Rules::new(config, IDLE, speaks, &stop);
     let workers = Workers::start(
         config.workers(),
-        &house,
+        &app,
         tls.as_ref(),
         &rules,
         &refusals,
@@ -215,14 +217,14 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     )?;
     let handshakes = tls.as_ref().map(Tls::handshakes).unwrap_or_default();
     let tellers = [
-        Arc::new(house) as Arc<dyn Tell>,
+        Arc::new(app) as Arc<dyn Collect>,
         Arc::new(connections),
         refusals,
         handshakes,
     ];
     let telling = ports
         .readers
-        .map(|port| metrics::start(port, started, tellers));
+        .map(|port| metrics_endpoint::start(port, started, tellers));
     announce(config, &addresses, tls.is_some());
     if store.count_keys(1).await.is_ok_and(|keys| keys == 0) {
         first_steps::print(&made, config, addresses.main);
@@ -279,7 +281,7 @@ async fn open(config: &Config) -> Result<(Arc<dyn Store>, KeyFiles), StartError>
 
 /// The services that calls use, and the background tasks.
 struct Services {
-    doors: Doors,
+    api: Api,
     replica: Arc<Replica>,
     following: JoinHandle<()>,
     warmer: Warmer,
@@ -295,7 +297,7 @@ fn start_services(
 ) -> Services {
     let (store, clock) = (|| Arc::clone(store), Arc::new(SystemClock));
     let secrets = Arc::new(Secrets::new(peppers, config.argon2));
-    let cache = Arc::new(Cache::new(config.cache_keys, Faults::from_env()));
+    let cache = Arc::new(Cache::new(config.cache_keys, Failpoints::from_env()));
     let replica = Replica::new(store(), Arc::clone(&cache), clock.clone(), config.lease);
     let replica = Arc::new(replica);
     let follower = Arc::clone(&replica);
@@ -306,11 +308,11 @@ fn start_services(
         cache: Arc::clone(&cache),
         clock: clock.clone(),
     };
-    let repepper = Repepper::start(store(), &secrets, clock.clone());
+    let pepper_migration = PepperMigration::start(store(), &secrets, clock.clone());
     let (keys, cached) = (Arc::clone(&secrets), Arc::clone(&cache));
     let (usage, writing) = Usage::start(store());
-    let doors = Doors {
-        validator: Validator::new(store(), secrets, cache, clock.clone(), repepper),
+    let api = Api {
+        validator: Validator::new(store(), secrets, cache, clock.clone(), pepper_migration),
         log: Log::new(store(), clock.clone(), replica.applied()),
         keyring: Keyring::new(store(), keys, cached, clock.clone()),
         replica: Arc::clone(&replica),
@@ -322,7 +324,7 @@ fn start_services(
         stop: stop.clone(),
     };
     Services {
-        doors,
+        api,
         replica,
         following,
         warmer,
@@ -391,7 +393,7 @@ async fn check_clock(store: &dyn Store) -> Result<(), StartError> {
 /// Reads the two secret files, and checks that the peppers match the database.
 async fn read_key_files(config: &Config, store: &dyn Store) -> Result<KeyFiles, StartError> {
     let engine = Engine::of(&config.database_url).map_err(|error| bad_store(config, &error))?;
-    let files = keyfile::read(config, engine, store).await?;
+    let files = secret_files::read(config, engine, store).await?;
     let checked = pepper_check::check(store, &SystemClock, files.peppers).await;
     let peppers = checked.map_err(|mismatch| bad_pepper(config, mismatch))?;
     Ok(KeyFiles { peppers, ..files })

@@ -9,7 +9,7 @@ use super::{
     descriptors::{self, Shares},
     listener::{Listener, Reserved},
 };
-use crate::meter::{Page, Tell};
+use crate::metrics::{Collect, Encoder};
 
 /// A setting that names a port, and the name of the port in metrics and in the log.
 type Name = (&'static str, &'static str);
@@ -123,8 +123,8 @@ fn unusable((variable, _): Name, value: String, error: &io::Error) -> StartError
 /// The connection metrics of all ports.
 pub struct Connections(Vec<(&'static str, Arc<Admission>)>);
 
-impl Tell for Connections {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Connections {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let ports = || self.0.iter().map(|(port, admission)| (*port, admission));
         page.gauges(
             "gatekey_connections",

@@ -21,8 +21,8 @@ use tonic::{Status, body::Body as Empty};
 
 use super::admission::{OpenStream, StreamCounter};
 use crate::{
-    grpc,
-    meter::{Page, Tell},
+    api,
+    metrics::{Collect, Encoder},
 };
 
 /// Limit of the metadata of a call, in bytes as HTTP/2 counts them: 32 more for each entry.
@@ -49,8 +49,8 @@ pub struct Refusals {
     budget: AtomicU64,
 }
 
-impl Tell for Refusals {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Refusals {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let counts = [("metadata", &self.metadata), ("busy", &self.budget)];
         let count = |(reason, count): (_, &AtomicU64)| ([("reason", reason)], count.load(Relaxed));
         page.counters(
@@ -123,11 +123,11 @@ impl<S> Bounded<S> {
         let size = size(headers);
         if size >= METADATA_MAX {
             refusals.metadata.fetch_add(1, Relaxed);
-            return Err(grpc::metadata_too_large());
+            return Err(api::metadata_too_large());
         }
         self.budget.take(STREAM_COST + size).ok_or_else(|| {
             refusals.budget.fetch_add(1, Relaxed);
-            grpc::overloaded()
+            api::overloaded()
         })
     }
 }

@@ -31,7 +31,7 @@ use tracing_subscriber::{
     util::{SubscriberInitExt as _, TryInitError},
 };
 
-use crate::grpc::trace::Tracing;
+use crate::api::trace::Tracing;
 
 /// Maximum time that [`Telemetry::stop`] waits for the last spans to reach the collector.
 const FLUSH: Duration = Duration::from_secs(5);

@@ -33,8 +33,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::{StartError, config::Config, keyfile, preface};
-use crate::meter::{LogLimit, Page, Tell};
+use super::{StartError, config::Config, preface, secret_files};
+use crate::metrics::{Collect, Encoder, LogLimit};
 
 const CERT: &str = "GATEKEY_TLS_CERT_FILE";
 const KEY: &str = "GATEKEY_TLS_KEY_FILE";
@@ -144,8 +144,8 @@ impl Default for Handshakes {
     }
 }
 
-impl Tell for Handshakes {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Handshakes {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let counts = [
             ("ok", &self.ok),
             ("failed", &self.failed),
@@ -322,7 +322,7 @@ impl Files {
         let client_ca = self.client_ca.as_ref();
         Ok(Content {
             cert: read(CERT, &self.cert)?,
-            key: keyfile::read_secret(&self.key, self.allow_readable)
+            key: secret_files::read_secret(&self.key, self.allow_readable)
                 .map_err(|error| StartError::file(KEY, &self.key, error.to_string()))?,
             client_ca: client_ca.map(|path| read(CLIENT_CA, path)).transpose()?,
         })

@@ -24,7 +24,7 @@ use super::{
     streams::{Budget, Refusals},
     tls::{self, Tls},
 };
-use crate::grpc::{House, Peer};
+use crate::api::{App, Peer};
 
 /// A connection that is being passed to its thread.
 type Given = (std::net::TcpStream, SocketAddr, Admitted);
@@ -48,7 +48,7 @@ impl Workers {
     /// Fails if a thread or a runtime cannot be created.
     pub fn start(
         count: usize,
-        house: &House,
+        app: &App,
         tls: Option<&Tls>,
         rules: &Rules,
         refusals: &Arc<Refusals>,
@@ -61,7 +61,7 @@ impl Workers {
             let connections = Arc::new(AtomicUsize::new(0));
             let (give, given) = mpsc::unbounded_channel();
             let serving = Serving {
-                house: house.clone(),
+                app: app.clone(),
                 connections: Arc::clone(&connections),
                 tls: tls.cloned(),
                 rules: rules.clone(),
@@ -110,7 +110,7 @@ impl Workers {
 /// The state of a serving thread.
 #[derive(Clone)]
 struct Serving {
-    house: House,
+    app: App,
     connections: Arc<AtomicUsize>,
     /// `None` serves plaintext.
     tls: Option<Tls>,
@@ -144,7 +144,7 @@ impl Serving {
     ) -> io::Result<()> {
         let stream = TcpStream::from_std(stream)?;
         let front = |name: Option<String>| {
-            TowerToHyperService::new(self.house.front(Peer::new(peer.ip(), name)))
+            TowerToHyperService::new(self.app.front(Peer::new(peer.ip(), name)))
         };
         let (rules, budget) = (&self.rules, self.budget.clone());
         match &self.tls {

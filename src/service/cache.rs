@@ -30,12 +30,12 @@ use quick_cache::{
 
 use self::epochs::{Epochs, NEVER_JOINED, Stamp};
 use super::{
-    fault::{Fault, Faults},
+    failpoint::{Failpoint, Failpoints},
     lease::{Deadline, Lease},
 };
 use crate::{
-    domain::{clock::Clock, event::Touched, standing::Standing, token::KeyId},
-    meter::{Page, Tally, Tell},
+    domain::{clock::Clock, event::Touched, key_policy::KeyPolicy, token::KeyId},
+    metrics::{Collect, Encoder, ShardedCounter},
 };
 
 /// The atomics of `epochs.rs`; `model.rs` substitutes its own.
@@ -61,7 +61,7 @@ const VOUCHERS: usize = 4096;
 #[derive(Debug)]
 pub struct Entry {
     /// The policy of the key.
-    pub standing: Standing,
+    pub policy: KeyPolicy,
     /// The MAC of the correct secret.
     pub mac: [u8; 32],
     stamp: Stamp,
@@ -69,20 +69,20 @@ pub struct Entry {
 
 /// A cached owner of tenant `system`, for callers that authenticate by certificate.
 #[derive(Debug)]
-pub struct Voucher {
+pub struct OwnerEntry {
     /// The policy of the owner.
-    pub standing: Standing,
+    pub policy: KeyPolicy,
     stamp: Stamp,
 }
 
 /// A cache of verified keys.
 pub struct Cache {
     entries: QuickCache<KeyId, Arc<Entry>, Bytes, DefaultHashBuilder, Evictions>,
-    vouchers: QuickCache<Arc<str>, Arc<Voucher>>,
+    vouchers: QuickCache<Arc<str>, Arc<OwnerEntry>>,
     epochs: Epochs,
     lease: Lease,
-    faults: Faults,
-    looks: Tally<2>,
+    faults: Failpoints,
+    looks: ShardedCounter<2>,
     evictions: Evictions,
 }
 
@@ -91,16 +91,16 @@ const HIT: usize = 0;
 const MISS: usize = 1;
 
 /// The result of a cache lookup.
-pub enum Look<'a> {
+pub enum Lookup<'a> {
     /// A valid entry.
     Hit(Arc<Entry>),
     /// No valid entry. The holder of the load slot loads the key, and all other callers wait.
     /// Without a lease there is no slot, and every caller loads.
-    Miss(Option<Place<'a>>),
+    Miss(Option<LoadSlot<'a>>),
 }
 
 /// The right to load a key, until the slot is filled or dropped.
-pub struct Place<'a> {
+pub struct LoadSlot<'a> {
     guard: PlaceholderGuard<'a, KeyId, Arc<Entry>, Bytes, DefaultHashBuilder, Evictions>,
     /// The invalidated entry. Its MAC stays proven.
     pub stale: Option<Arc<Entry>>,
@@ -112,7 +112,7 @@ impl Cache {
     ///
     /// [cleared]: Cache::clear
     #[must_use]
-    pub fn new(keys: usize, faults: Faults) -> Self {
+    pub fn new(keys: usize, faults: Failpoints) -> Self {
         let capacity = keys.max(1).saturating_mul(USUAL_BYTES);
         let evictions = Evictions::default();
         Self {
@@ -127,7 +127,7 @@ impl Cache {
             epochs: Epochs::new(keys.max(1)),
             lease: Lease::default(),
             faults,
-            looks: Tally::default(),
+            looks: ShardedCounter::default(),
             evictions,
         }
     }
@@ -146,7 +146,7 @@ impl Cache {
 
     /// Returns the failpoint that a test enabled.
     #[must_use]
-    pub fn faults(&self) -> Faults {
+    pub fn faults(&self) -> Failpoints {
         self.faults
     }
 
@@ -169,18 +169,18 @@ impl Cache {
     }
 
     /// Returns the entry of a key, or the right to load it. Waits while another caller loads it.
-    pub async fn look(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
+    pub async fn look(&self, id: KeyId, clock: &dyn Clock) -> Lookup<'_> {
         let look = self.look_up(id, clock).await;
-        let hit = matches!(look, Look::Hit(_));
+        let hit = matches!(look, Lookup::Hit(_));
         self.looks.add(if hit { HIT } else { MISS }, 1);
         look
     }
 
-    async fn look_up(&self, id: KeyId, clock: &dyn Clock) -> Look<'_> {
+    async fn look_up(&self, id: KeyId, clock: &dyn Clock) -> Lookup<'_> {
         let deadline = self.lease.deadline();
         let held = || self.is_held(deadline, clock);
         if !held() {
-            return Look::Miss(None);
+            return Lookup::Miss(None);
         }
         let counts = |_: &KeyId, entry: &mut Arc<Entry>| {
             if self.epochs.counts(id, entry.stamp) {
@@ -190,10 +190,10 @@ impl Cache {
             }
         };
         match self.entries.entry_async(&id, counts).await {
-            EntryResult::Retained(entry) if held() => Look::Hit(entry),
-            EntryResult::Retained(_) => Look::Miss(None),
-            EntryResult::Vacant(guard) => Look::Miss(Some(Place { guard, stale: None })),
-            EntryResult::Replaced(guard, stale) => Look::Miss(Some(Place {
+            EntryResult::Retained(entry) if held() => Lookup::Hit(entry),
+            EntryResult::Retained(_) => Lookup::Miss(None),
+            EntryResult::Vacant(guard) => Lookup::Miss(Some(LoadSlot { guard, stale: None })),
+            EntryResult::Replaced(guard, stale) => Lookup::Miss(Some(LoadSlot {
                 guard,
                 stale: Some(stale),
             })),
@@ -221,44 +221,40 @@ impl Cache {
     pub fn entry(
         &self,
         id: KeyId,
-        standing: Standing,
+        policy: KeyPolicy,
         mac: [u8; 32],
         head: i64,
         ticket: Ticket,
     ) -> (Arc<Entry>, bool) {
-        let (stamp, current) = self.epochs.stamp(id, &standing, head, ticket);
-        let entry = Entry {
-            standing,
-            mac,
-            stamp,
-        };
-        let kept = current || self.faults.has(Fault::NoFillGuard);
+        let (stamp, current) = self.epochs.stamp(id, &policy, head, ticket);
+        let entry = Entry { policy, mac, stamp };
+        let kept = current || self.faults.has(Failpoint::NoFillGuard);
         (Arc::new(entry), kept)
     }
 
     /// Returns the owner of this name in tenant `system` if it is cached and valid and the lease is
     /// held.
     #[must_use]
-    pub fn voucher(&self, owner: &str, clock: &dyn Clock) -> Option<Arc<Voucher>> {
+    pub fn owner_entry(&self, owner: &str, clock: &dyn Clock) -> Option<Arc<OwnerEntry>> {
         self.under_lease(clock, || {
-            let voucher = self.vouchers.get(owner)?;
-            let counts = self.epochs.counts(KeyId::NONE, voucher.stamp);
-            counts.then_some(voucher)
+            let owner_entry = self.vouchers.get(owner)?;
+            let counts = self.epochs.counts(KeyId::NONE, owner_entry.stamp);
+            counts.then_some(owner_entry)
         })
     }
 
     /// Returns an entry for an owner that was loaded when the log's head was `head`. Caches it
     /// unless it could be older than a change announced since.
-    pub fn take_voucher(&self, standing: Standing, head: i64, ticket: Ticket) -> Arc<Voucher> {
+    pub fn take_voucher(&self, policy: KeyPolicy, head: i64, ticket: Ticket) -> Arc<OwnerEntry> {
         // An owner has no key. Changes to the epoch of `KeyId::NONE` invalidate it, too, although
         // none of them is its own.
-        let (stamp, current) = self.epochs.stamp(KeyId::NONE, &standing, head, ticket);
-        let voucher = Arc::new(Voucher { standing, stamp });
-        if current || self.faults.has(Fault::NoFillGuard) {
-            let name = Arc::from(voucher.standing.owner_id());
-            self.vouchers.insert(name, Arc::clone(&voucher));
+        let (stamp, current) = self.epochs.stamp(KeyId::NONE, &policy, head, ticket);
+        let owner_entry = Arc::new(OwnerEntry { policy, stamp });
+        if current || self.faults.has(Failpoint::NoFillGuard) {
+            let name = Arc::from(owner_entry.policy.owner_id());
+            self.vouchers.insert(name, Arc::clone(&owner_entry));
         }
-        voucher
+        owner_entry
     }
 
     /// Caches an entry for which no caller holds a load slot.
@@ -276,7 +272,7 @@ impl Cache {
     /// after this process has joined the membership.
     pub fn clear(&self, head: i64) {
         let joined_before = self.ticket() != NEVER_JOINED;
-        if !(joined_before && self.faults.has(Fault::JoinKeeps)) {
+        if !(joined_before && self.faults.has(Failpoint::JoinKeeps)) {
             self.epochs.clear(head);
         }
     }
@@ -289,11 +285,11 @@ impl Cache {
     }
 
     fn is_held(&self, deadline: Deadline, clock: &dyn Clock) -> bool {
-        deadline.is_ahead(clock) || self.faults.has(Fault::NoLeaseCheck)
+        deadline.is_ahead(clock) || self.faults.has(Failpoint::NoLeaseCheck)
     }
 }
 
-impl Place<'_> {
+impl LoadSlot<'_> {
     /// Caches the entry and hands it to the callers that wait for it.
     pub fn fill(self, entry: Arc<Entry>) {
         // This fails if another entry was inserted meanwhile, which is equally good.
@@ -301,8 +297,8 @@ impl Place<'_> {
     }
 }
 
-impl Tell for Cache {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Cache {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let looks = self.looks.read();
         page.counter(
             "gatekey_cache_hits_total",
@@ -359,7 +355,7 @@ struct Bytes;
 
 impl Weighter<KeyId, Arc<Entry>> for Bytes {
     fn weight(&self, _: &KeyId, entry: &Arc<Entry>) -> u64 {
-        (ENTRY_BYTES + entry.standing.heap_bytes()) as u64
+        (ENTRY_BYTES + entry.policy.heap_bytes()) as u64
     }
 }
 
@@ -381,8 +377,8 @@ mod tests {
         KeyId::from_bare(ID).unwrap()
     }
 
-    fn standing() -> Standing {
-        Standing::of(&Grant {
+    fn policy() -> KeyPolicy {
+        KeyPolicy::of(&Grant {
             key: Key {
                 scopes: Scope::parse("jobs:read").into_iter().collect(),
                 ..Key::usual()
@@ -407,14 +403,14 @@ mod tests {
 
     /// Returns a cache that joined at revision 0 and holds the lease.
     fn leased() -> Cache {
-        let cache = Cache::new(100, Faults::NONE);
+        let cache = Cache::new(100, Failpoints::NONE);
         cache.clear(0);
         cache.lease().grant(Duration::from_secs(2));
         cache
     }
 
     fn entry(cache: &Cache) -> (Arc<Entry>, bool) {
-        cache.entry(id(), standing(), [1; 32], 5, cache.ticket())
+        cache.entry(id(), policy(), [1; 32], 5, cache.ticket())
     }
 
     fn changes() -> [Touched; 3] {
@@ -429,10 +425,10 @@ mod tests {
         ]
     }
 
-    async fn place(cache: &Cache) -> Place<'_> {
+    async fn place(cache: &Cache) -> LoadSlot<'_> {
         match cache.look(id(), &Still).await {
-            Look::Miss(Some(place)) => place,
-            Look::Miss(None) | Look::Hit(_) => panic!("the key is not in memory"),
+            Lookup::Miss(Some(place)) => place,
+            Lookup::Miss(None) | Lookup::Hit(_) => panic!("the key is not in memory"),
         }
     }
 
@@ -441,18 +437,18 @@ mod tests {
         let [_, owner, tenant] = changes();
         for change in [owner, tenant] {
             let cache = leased();
-            assert!(cache.voucher("alice", &Still).is_none());
-            cache.take_voucher(standing(), 5, cache.ticket());
-            assert!(cache.voucher("alice", &Still).is_some());
+            assert!(cache.owner_entry("alice", &Still).is_none());
+            cache.take_voucher(policy(), 5, cache.ticket());
+            assert!(cache.owner_entry("alice", &Still).is_some());
             cache.apply(6, &change);
-            assert!(cache.voucher("alice", &Still).is_none());
+            assert!(cache.owner_entry("alice", &Still).is_none());
             // An owner that was loaded before the change is returned but not cached.
-            cache.take_voucher(standing(), 5, cache.ticket());
-            assert!(cache.voucher("alice", &Still).is_none());
-            cache.take_voucher(standing(), 6, cache.ticket());
-            assert!(cache.voucher("alice", &Still).is_some());
+            cache.take_voucher(policy(), 5, cache.ticket());
+            assert!(cache.owner_entry("alice", &Still).is_none());
+            cache.take_voucher(policy(), 6, cache.ticket());
+            assert!(cache.owner_entry("alice", &Still).is_some());
             cache.lease().end();
-            assert!(cache.voucher("alice", &Still).is_none());
+            assert!(cache.owner_entry("alice", &Still).is_none());
         }
     }
 
@@ -500,7 +496,7 @@ mod tests {
         let place = place(&cache).await;
         let waiting = tokio::spawn({
             let cache = Arc::clone(&cache);
-            async move { matches!(cache.look(id(), &Still).await, Look::Hit(_)) }
+            async move { matches!(cache.look(id(), &Still).await, Lookup::Hit(_)) }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
@@ -517,7 +513,7 @@ mod tests {
         // The lease has ended when the clock reaches its deadline.
         cache.lease().grant(Still.uptime());
         assert!(cache.get(id(), &Still).is_none());
-        assert!(matches!(cache.look(id(), &Still).await, Look::Miss(None)));
+        assert!(matches!(cache.look(id(), &Still).await, Lookup::Miss(None)));
         // The MAC stays proven.
         assert_eq!(cache.proven(id()), Some([1; 32]));
         cache
@@ -530,14 +526,14 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_counts_that_was_loaded_before_joining() {
-        let cache = Cache::new(100, Faults::NONE);
+        let cache = Cache::new(100, Failpoints::NONE);
         assert!(!entry(&cache).1);
         let (cache, ticket) = (leased(), leased().ticket());
         place(&cache).await.fill(entry(&cache).0);
         // A failover lost the changes after revision 3.
         cache.clear(3);
         assert!(cache.get(id(), &Still).is_none());
-        assert!(!cache.entry(id(), standing(), [1; 32], 5, ticket).1);
-        assert!(cache.entry(id(), standing(), [1; 32], 3, cache.ticket()).1);
+        assert!(!cache.entry(id(), policy(), [1; 32], 5, ticket).1);
+        assert!(cache.entry(id(), policy(), [1; 32], 3, cache.ticket()).1);
     }
 }

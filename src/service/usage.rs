@@ -31,7 +31,7 @@ use crate::{
         token::KeyId,
         usage::{Use, Uses},
     },
-    meter::{Page, Tell, thread_number},
+    metrics::{Collect, Encoder, thread_number},
     store::{Store, StoreError},
 };
 
@@ -224,8 +224,8 @@ impl Usage {
     }
 }
 
-impl Tell for Usage {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Usage {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         page.gauge(
             "gatekey_usage_pending",
             "Keys whose last uses are to be written",

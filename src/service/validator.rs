@@ -11,20 +11,19 @@ use thiserror::Error;
 use tokio::time;
 
 use super::{
-    cache::{Cache, Entry, Look, Place, Voucher},
+    cache::{Cache, Entry, LoadSlot, Lookup, OwnerEntry},
     fair_queue::{Bounds, FairQueue},
-    repepper::Repepper,
-    secret::{Busy, Proof, Secrets},
+    secret::{Busy, Proof, Secrets, pepper_migration::PepperMigration},
 };
 use crate::{
     domain::{
         clock::{Clock, Timestamp},
         credential::Credential,
-        standing::{Ask, Refusal, Standing},
+        key_policy::{AccessRequest, DenyReason, KeyPolicy},
         tenant::SYSTEM,
         token::{KeyId, Presented},
     },
-    meter::{Page, Tell},
+    metrics::{Collect, Encoder},
     store::{Loaded, LoadedOwner, Store, StoreError},
 };
 
@@ -35,7 +34,7 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The reason why no decision was possible.
 #[derive(Debug, Error)]
-pub enum Undecided {
+pub enum ValidateError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -47,12 +46,12 @@ pub enum Undecided {
 }
 
 /// A question about a presented credential.
-pub struct Question<'a> {
+pub struct ValidationRequest<'a> {
     pub credential: &'a Credential,
     /// Returns true if a key of this tenant may be disclosed at all. Depends on the call's tenant
     /// and the caller's permissions.
     pub in_view: &'a (dyn Fn(&str) -> bool + Sync),
-    pub ask: Ask<'a>,
+    pub ask: AccessRequest<'a>,
 }
 
 /// The decision about a presented credential.
@@ -66,7 +65,7 @@ pub enum Decision {
     /// response is the same, after the same hash operations.
     NotFound,
     /// The secret is correct, but the key is denied.
-    Refused(Known, Refusal),
+    Denied(Known, DenyReason),
     /// The key may be used as requested.
     Allowed(Known),
 }
@@ -83,8 +82,8 @@ pub struct Known {
 impl Known {
     /// Returns the key policy.
     #[must_use]
-    pub fn standing(&self) -> &Standing {
-        &self.entry.standing
+    pub fn policy(&self) -> &KeyPolicy {
+        &self.entry.policy
     }
 }
 
@@ -102,7 +101,7 @@ pub struct Validator {
     secrets: Arc<Secrets>,
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
-    repepper: Repepper,
+    pepper_migration: PepperMigration,
     loads: FairQueue<(), 1>,
 }
 
@@ -114,7 +113,7 @@ impl Validator {
         secrets: Arc<Secrets>,
         cache: Arc<Cache>,
         clock: Arc<dyn Clock>,
-        repepper: Repepper,
+        pepper_migration: PepperMigration,
     ) -> Self {
         let bounds = Bounds {
             running: store.loads_at_once(),
@@ -127,7 +126,7 @@ impl Validator {
             secrets,
             cache,
             clock,
-            repepper,
+            pepper_migration,
             loads,
         }
     }
@@ -137,7 +136,10 @@ impl Validator {
     /// # Errors
     /// Returns an error if no decision is possible: the database does not respond, or gatekey is
     /// overloaded.
-    pub async fn validate(&self, question: &Question<'_>) -> Result<Decision, Undecided> {
+    pub async fn validate(
+        &self,
+        question: &ValidationRequest<'_>,
+    ) -> Result<Decision, ValidateError> {
         let Some(presented) = question.credential.presented() else {
             return Ok(if question.credential.is_empty() {
                 Decision::Missing
@@ -148,16 +150,16 @@ impl Validator {
         let Some(entry) = self.prove(presented).await? else {
             return Ok(Decision::NotFound);
         };
-        let standing = &entry.standing;
+        let policy = &entry.policy;
         let named = question
             .credential
             .username()
-            .is_none_or(|name| standing.knows_username(name));
-        if !named || !(question.in_view)(standing.tenant_id()) {
+            .is_none_or(|name| policy.knows_username(name));
+        if !named || !(question.in_view)(policy.tenant_id()) {
             return Ok(Decision::NotFound);
         }
         let at = self.clock.now();
-        let decided = standing.decide(at, &question.ask);
+        let decided = policy.decide(at, &question.ask);
         let known = Known {
             key_id: presented.id(),
             at,
@@ -165,7 +167,7 @@ impl Validator {
         };
         Ok(match decided {
             Ok(()) => Decision::Allowed(known),
-            Err(refusal) => Decision::Refused(known, refusal),
+            Err(deny_reason) => Decision::Denied(known, deny_reason),
         })
     }
 
@@ -173,7 +175,7 @@ impl Validator {
     ///
     /// # Errors
     /// Returns an error if the database does not respond, or gatekey is overloaded.
-    pub async fn recognizes(&self, presented: Presented<'_>) -> Result<bool, Undecided> {
+    pub async fn recognizes(&self, presented: Presented<'_>) -> Result<bool, ValidateError> {
         Ok(self.prove(presented).await?.is_some())
     }
 
@@ -182,21 +184,21 @@ impl Validator {
     ///
     /// # Errors
     /// Returns an error if the database does not respond, or gatekey is overloaded.
-    pub async fn vouch(&self, owner: &str) -> Result<Arc<Voucher>, Undecided> {
-        if let Some(voucher) = self.cache.voucher(owner, &*self.clock) {
-            return Ok(voucher);
+    pub async fn load_owner(&self, owner: &str) -> Result<Arc<OwnerEntry>, ValidateError> {
+        if let Some(owner_entry) = self.cache.owner_entry(owner, &*self.clock) {
+            return Ok(owner_entry);
         }
         let ticket = self.cache.ticket();
         let (store, name) = (Arc::clone(&self.store), owner.to_owned());
         let load = async move { store.load_owner(SYSTEM, &name).await };
         let loaded: LoadedOwner = self.load(load).await?;
-        let standing = Standing::of_owner(owner, loaded.owner.as_ref(), &loaded.tenant);
-        Ok(self.cache.take_voucher(standing, loaded.head, ticket))
+        let policy = KeyPolicy::of_owner(owner, loaded.owner.as_ref(), &loaded.tenant);
+        Ok(self.cache.take_voucher(policy, loaded.head, ticket))
     }
 
     /// Returns the entry of a presented key once its secret is verified. Returns `None` if there is
     /// no such key or the secret is wrong; both take the same hash operations.
-    async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, Undecided> {
+    async fn prove(&self, presented: Presented<'_>) -> Result<Option<Arc<Entry>>, ValidateError> {
         let mac = self.secrets.memory_mac(presented);
         match self.cache.get(presented.id(), &*self.clock) {
             Some(entry) => self.recognize(presented, &mac, Some(entry)).await,
@@ -210,11 +212,11 @@ impl Validator {
         &self,
         presented: Presented<'_>,
         mac: [u8; 32],
-    ) -> Result<Option<Arc<Entry>>, Undecided> {
+    ) -> Result<Option<Arc<Entry>>, ValidateError> {
         let look = self.cache.look(presented.id(), &*self.clock);
         let entry = match in_time(look).await? {
-            Look::Hit(entry) => Some(entry),
-            Look::Miss(place) => match self.load_entry(presented, mac, place).await? {
+            Lookup::Hit(entry) => Some(entry),
+            Lookup::Miss(place) => match self.load_entry(presented, mac, place).await? {
                 Found::Proven(entry) => return Ok(Some(entry)),
                 Found::Wrong => return Ok(None),
                 Found::Unproven(entry) => entry,
@@ -228,7 +230,7 @@ impl Validator {
         presented: Presented<'_>,
         mac: &[u8; 32],
         entry: Option<Arc<Entry>>,
-    ) -> Result<Option<Arc<Entry>>, Undecided> {
+    ) -> Result<Option<Arc<Entry>>, ValidateError> {
         let expected = entry.as_ref().map(|entry| &entry.mac);
         let right = self.secrets.recognize(presented, mac, expected).await?;
         Ok(entry.filter(|_| right))
@@ -238,8 +240,8 @@ impl Validator {
         &self,
         presented: Presented<'_>,
         mac: [u8; 32],
-        place: Option<Place<'_>>,
-    ) -> Result<Found, Undecided> {
+        place: Option<LoadSlot<'_>>,
+    ) -> Result<Found, ValidateError> {
         let id = presented.id();
         let ticket = self.cache.ticket();
         let store = Arc::clone(&self.store);
@@ -249,12 +251,12 @@ impl Validator {
             return Ok(Found::Unproven(None));
         };
         let created = grant.key.created_revision;
-        let standing = Standing::of(&grant);
+        let policy = KeyPolicy::of(&grant);
         // A proven MAC stays proven, because secrets never change.
         let stale = place.as_ref().and_then(|place| place.stale.as_ref());
         let proven = || stale.map_or_else(|| self.cache.proven(id), |stale| Some(stale.mac));
         if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or_else(proven) {
-            let (entry, keep) = self.cache.entry(id, standing, expected, head, ticket);
+            let (entry, keep) = self.cache.entry(id, policy, expected, head, ticket);
             if let Some(place) = place.filter(|_| keep) {
                 place.fill(Arc::clone(&entry));
             }
@@ -266,12 +268,12 @@ impl Validator {
         match self.secrets.prove(presented, &verifier, created).await? {
             Proof::Wrong => Ok(Found::Wrong),
             // A pepper may be removed when no working key uses it any more.
-            Proof::UnknownPepper if standing.barred(self.clock.now()).is_some() => Ok(Found::Wrong),
-            Proof::UnknownPepper => Err(Undecided::UnknownPepper),
+            Proof::UnknownPepper if policy.barred(self.clock.now()).is_some() => Ok(Found::Wrong),
+            Proof::UnknownPepper => Err(ValidateError::UnknownPepper),
             Proof::Proven { fresh_mac } => {
                 // A key that could not be queued is not cached, so that its next use tries again.
-                let moved = fresh_mac.is_none_or(|mac| self.repepper.move_key(id, mac));
-                let (entry, keep) = self.cache.entry(id, standing, mac, head, ticket);
+                let moved = fresh_mac.is_none_or(|mac| self.pepper_migration.move_key(id, mac));
+                let (entry, keep) = self.cache.entry(id, policy, mac, head, ticket);
                 if keep && moved {
                     self.cache.insert(id, Arc::clone(&entry));
                 }
@@ -285,9 +287,9 @@ impl Validator {
     async fn load<T: Send + 'static>(
         &self,
         load: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, Undecided> {
+    ) -> Result<T, ValidateError> {
         let entering = in_time(self.loads.enter(0, ())).await?;
-        let inside = entering.map_err(|_| Undecided::Overloaded)?;
+        let inside = entering.map_err(|_| ValidateError::Overloaded)?;
         let load = async move {
             let _inside = inside;
             time::timeout(LOAD_PATIENCE, load).await
@@ -301,13 +303,13 @@ impl Validator {
     }
 }
 
-impl Tell for Validator {
+impl Collect for Validator {
     /// Includes the metrics of the cache, the secrets, the pepper migration and the database.
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
-        self.cache.tell(page)?;
-        self.secrets.tell(page)?;
-        self.repepper.tell(page)?;
-        self.store.tell(page)?;
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
+        self.cache.collect(page)?;
+        self.secrets.collect(page)?;
+        self.pepper_migration.collect(page)?;
+        self.store.collect(page)?;
         let [load] = self.loads.load();
         page.gauge(
             "gatekey_loads_running",
@@ -329,7 +331,7 @@ impl Tell for Validator {
 
 /// Bounds a wait by the load timeout. Otherwise, if the database does not respond, a request would
 /// wait for the timeouts of all requests before it.
-async fn in_time<T>(what: impl Future<Output = T>) -> Result<T, Undecided> {
+async fn in_time<T>(what: impl Future<Output = T>) -> Result<T, ValidateError> {
     let come = time::timeout(LOAD_PATIENCE, what).await;
     come.map_err(|late| StoreError::Unavailable(late.into()).into())
 }

@@ -25,7 +25,7 @@ use super::{
     secret::Secrets,
 };
 use crate::{
-    domain::{clock::Clock, standing::Standing},
+    domain::{clock::Clock, key_policy::KeyPolicy},
     store::{Store, StoreError, WarmPage, WarmQuery, WarmSet},
 };
 
@@ -137,8 +137,8 @@ fn take(cache: &Cache, page: &WarmPage, ticket: Ticket) -> usize {
     // An unreadable row is reported when its key is used.
     let keys = page.read().flatten();
     let kept = keys.filter(|key| {
-        let standing = Standing::new(&key.terms());
-        let (entry, keep) = cache.entry(key.key_id, standing, key.mac, page.head, ticket);
+        let policy = KeyPolicy::new(&key.terms());
+        let (entry, keep) = cache.entry(key.key_id, policy, key.mac, page.head, ticket);
         if keep {
             cache.insert(key.key_id, entry);
         }

@@ -5,7 +5,7 @@
 //! that the index has. A page can therefore have fewer keys than its size, and reports how far the
 //! search went. Slice, page and position come from one statement, and so from one moment.
 
-use super::{KeyQuery, text};
+use super::{KeyQuery, statements};
 use crate::domain::{clock::Timestamp, key::KeyState};
 
 /// The number of keys searched for one page, which takes a few milliseconds.
@@ -127,7 +127,7 @@ pub fn list(asked: &KeyQuery, now: Timestamp, few: bool, position: &str) -> Stat
          SELECT {}, {looked_to} AS looked_to FROM (SELECT 1 AS one) one \
          LEFT JOIN found f ON TRUE LEFT JOIN keys k ON k.key_id = f.key_id \
          LEFT JOIN key_usage u ON u.key_id = k.key_id ORDER BY f.created_revision DESC",
-        text::USED_KEY_COLUMNS
+        statements::USED_KEY_COLUMNS
     );
     statement
 }

@@ -1,19 +1,19 @@
 //! Access to the database.
 //!
 //! The rest of the program uses it through [`Store`]. There are two engines, SQLite and PostgreSQL.
-//! Both run the same statements (`text.rs`) with the same code (`sql.rs`), compiled once for each.
+//! Both run the same statements (`statements.rs`) with the same code (`sql.rs`), compiled once for each.
 //! Only this module uses sqlx, and driver messages leave it only as the source of a [`StoreError`],
 //! for the log.
 
 mod column;
+mod idle_connections;
+mod instrumented;
 pub mod listing;
-mod loaders;
-mod measured;
 mod open_error;
 mod postgres;
 mod retry;
 mod sqlite;
-pub mod text;
+pub mod statements;
 mod trust;
 mod warm;
 mod writable;
@@ -36,7 +36,7 @@ use crate::domain::{
     token::KeyId,
     usage::Uses,
 };
-use crate::meter::Tell;
+use crate::metrics::Collect;
 
 pub use open_error::OpenError;
 pub use warm::{WarmKey, WarmPage, WarmQuery, WarmSet};
@@ -200,7 +200,7 @@ pub type Choose<'a> = dyn Fn(i64, &[PepperCheck]) -> Vec<PepperCheck> + Sync + '
 ///
 /// A missing record is `None`, not an error. Methods fail only with [`StoreError`].
 #[async_trait]
-pub trait Store: Replicas + Tell {
+pub trait Store: Replicas + Collect {
     /// Returns the maximum number of concurrent loads. More would not finish sooner, and the limit
     /// bounds the share of the database and of the CPU cores that a flood of unknown keys can use.
     fn loads_at_once(&self) -> usize;

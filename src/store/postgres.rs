@@ -10,7 +10,8 @@ use sqlx::{
 use tokio::{sync::Mutex, time};
 
 use super::{
-    OpenError, Store, StoreError, loaders::Loaders, measured::Measured, text, trust::Trust,
+    OpenError, Store, StoreError, idle_connections::IdleConnections, instrumented::Instrumented,
+    statements, trust::Trust,
 };
 
 mod schema;
@@ -20,7 +21,7 @@ mod sql;
 
 type Db = sqlx::Postgres;
 
-const DIALECT: text::Dialect = text::POSTGRES;
+const DIALECT: statements::Dialect = statements::POSTGRES;
 /// The function that returns the position of one text in another, or 0.
 const POSITION: &str = "strpos";
 /// Tests whether this session can change anything: it is on a primary and not read-only.
@@ -72,7 +73,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         }
     }
     let store = sql::SqlStore {
-        loaders: Loaders::new(reader.clone(), LOADERS),
+        loaders: IdleConnections::new(reader.clone(), LOADERS),
         reader,
         writer,
         pulse,
@@ -84,7 +85,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         ),
         lock: None,
     };
-    Ok(Measured::start(store, trust))
+    Ok(Instrumented::start(store, trust))
 }
 
 /// Returns the settings that must hold regardless of the defaults of the server, the database or

@@ -24,14 +24,14 @@ use crate::{
         token::KeyId,
         usage::Uses,
     },
-    meter::{self, Tell},
+    metrics::{self, Collect},
     store::{
         Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition,
         Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet,
         column,
+        idle_connections::IdleConnections,
         listing::{self, Param},
-        loaders::Loaders,
-        text,
+        statements,
     },
 };
 
@@ -47,7 +47,7 @@ type Row = <Db as Database>::Row;
 
 pub(super) struct SqlStore {
     pub(super) reader: Pool<Db>,
-    pub(super) loaders: Loaders<Db>,
+    pub(super) loaders: IdleConnections<Db>,
     pub(super) writer: Pool<Db>,
     /// Separate connections for coordination between replicas, so that a lease does not expire
     /// because of many other calls.
@@ -61,8 +61,8 @@ pub(super) struct SqlStore {
     pub(super) lock: Option<File>,
 }
 
-impl Tell for SqlStore {
-    fn tell(&self, page: &mut meter::Page<'_>) -> fmt::Result {
+impl Collect for SqlStore {
+    fn collect(&self, page: &mut metrics::Encoder<'_>) -> fmt::Result {
         let pools = [
             ("reader", &self.reader),
             ("writer", &self.writer),
@@ -89,7 +89,7 @@ impl Tell for SqlStore {
 #[async_trait]
 impl Replicas for SqlStore {
     async fn join(&self, id: &str, lease: Duration) -> Result<i64, StoreError> {
-        Ok(query_scalar(text::JOIN)
+        Ok(query_scalar(statements::JOIN)
             .bind(id)
             .bind(as_micros(lease))
             .fetch_one(&self.pulse)
@@ -97,7 +97,7 @@ impl Replicas for SqlStore {
     }
 
     async fn renew(&self, id: &str, applied: i64) -> Result<Option<i64>, StoreError> {
-        Ok(query_scalar(text::RENEW)
+        Ok(query_scalar(statements::RENEW)
             .bind(id)
             .bind(applied)
             .fetch_optional(&self.pulse)
@@ -105,7 +105,10 @@ impl Replicas for SqlStore {
     }
 
     async fn leave(&self, id: &str) -> Result<(), StoreError> {
-        query(text::LEAVE).bind(id).execute(&self.pulse).await?;
+        query(statements::LEAVE)
+            .bind(id)
+            .execute(&self.pulse)
+            .await?;
         Ok(())
     }
 
@@ -119,7 +122,7 @@ impl Replicas for SqlStore {
     }
 
     async fn remove(&self, seen: &Member) -> Result<(), StoreError> {
-        query(text::REMOVE_REPLICA)
+        query(statements::REMOVE_REPLICA)
             .bind(&seen.id)
             .bind(seen.renewals)
             .execute(&self.pulse)
@@ -227,7 +230,7 @@ impl Store for SqlStore {
     }
 
     async fn count_keys(&self, most: usize) -> Result<usize, StoreError> {
-        let count: i64 = query_scalar(text::COUNT_KEYS)
+        let count: i64 = query_scalar(statements::COUNT_KEYS)
             .bind(i64::try_from(most).unwrap_or(i64::MAX))
             .fetch_one(&mut *self.reader().await?)
             .await?;
@@ -315,7 +318,9 @@ impl Store for SqlStore {
         now: Timestamp,
         after: i64,
     ) -> Result<LivingCount, StoreError> {
-        let sql = owner.map_or(text::COUNT_LIVING, |_| text::COUNT_LIVING_OF_OWNER);
+        let sql = owner.map_or(statements::COUNT_LIVING, |_| {
+            statements::COUNT_LIVING_OF_OWNER
+        });
         let slice = i64::try_from(listing::SLICE).unwrap_or(i64::MAX);
         let mut count = query(sql)
             .bind(tenant)
@@ -339,7 +344,7 @@ impl Store for SqlStore {
     }
 
     async fn list_owners(&self, tenant: &str, page: &Page) -> Result<Vec<Owner>, StoreError> {
-        let rows = query(text::LIST_OWNERS)
+        let rows = query(statements::LIST_OWNERS)
             .bind(tenant)
             .bind(page.after.as_deref().unwrap_or_default())
             .bind(i64::from(page.size))
@@ -353,7 +358,7 @@ impl Store for SqlStore {
     }
 
     async fn list_tenants(&self, of: &TenantSet, page: &Page) -> Result<Vec<Tenant>, StoreError> {
-        let mut sql = QueryBuilder::<Db>::new(text::LIST_TENANTS);
+        let mut sql = QueryBuilder::<Db>::new(statements::LIST_TENANTS);
         sql.push_bind(page.after.clone().unwrap_or_default());
         push_tenants(&mut sql, "t.tenant_id", of);
         sql.push(" ORDER BY t.tenant_id LIMIT ")
@@ -363,7 +368,7 @@ impl Store for SqlStore {
     }
 
     async fn list_events(&self, asked: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
-        let mut sql = QueryBuilder::<Db>::new(text::LIST_EVENTS);
+        let mut sql = QueryBuilder::<Db>::new(statements::LIST_EVENTS);
         sql.push("< ")
             .push_bind(numeric_cursor(page).unwrap_or(i64::MAX));
         push_tenants(&mut sql, "tenant_id", &asked.tenants);
@@ -411,7 +416,7 @@ impl Store for SqlStore {
     }
 
     async fn position(&self) -> Result<LogPosition, StoreError> {
-        let row = query(text::POSITION)
+        let row = query(statements::POSITION)
             .fetch_one(&mut *self.reader().await?)
             .await?;
         Ok(LogPosition {
@@ -423,8 +428,10 @@ impl Store for SqlStore {
     async fn mark_restored(&self) -> Result<LogPosition, StoreError> {
         let store_id = format!("{:032x}", rand::random::<u128>());
         // First, because a surviving replica must not apply revisions of another log.
-        query(text::RENAME_REPLICAS).execute(&self.pulse).await?;
-        let head = query_scalar(text::RENAME_STORE)
+        query(statements::RENAME_REPLICAS)
+            .execute(&self.pulse)
+            .await?;
+        let head = query_scalar(statements::RENAME_STORE)
             .bind(&store_id)
             .fetch_one(&self.writer)
             .await?;
@@ -433,7 +440,7 @@ impl Store for SqlStore {
 
     async fn begin(&self) -> Result<Box<dyn Mutation>, StoreError> {
         let next = |row: &Row| row.try_get("revision");
-        let (transaction, revision) = self.begin_with(text::NEXT_REVISION, next).await?;
+        let (transaction, revision) = self.begin_with(statements::NEXT_REVISION, next).await?;
         Ok(Box::new(SqlMutation {
             transaction,
             revision,
@@ -446,10 +453,10 @@ impl Store for SqlStore {
 
     async fn record_pepper_checks(&self, choose: &Choose<'_>) -> Result<(), StoreError> {
         let head = |row: &Row| row.try_get("revision");
-        let (mut transaction, head) = self.begin_with(text::LOCK, head).await?;
+        let (mut transaction, head) = self.begin_with(statements::LOCK, head).await?;
         let known = pepper_checks(transaction.connection()).await?;
         for record in choose(head, &known) {
-            query(text::INSERT_PEPPER_CHECK)
+            query(statements::INSERT_PEPPER_CHECK)
                 .bind(record.pepper_id)
                 .bind(record.ordinal)
                 .bind(record.argon2_until)
@@ -461,14 +468,14 @@ impl Store for SqlStore {
     }
 
     async fn forget_pepper_checks(&self) -> Result<(), StoreError> {
-        query(text::FORGET_PEPPER_CHECKS)
+        query(statements::FORGET_PEPPER_CHECKS)
             .execute(&self.writer)
             .await?;
         Ok(())
     }
 
     async fn probe_changes(&self) -> Result<(), StoreError> {
-        let (transaction, ()) = self.begin_with(text::LOCK, |_| Ok(())).await?;
+        let (transaction, ()) = self.begin_with(statements::LOCK, |_| Ok(())).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -476,7 +483,7 @@ impl Store for SqlStore {
         &self,
         now: Timestamp,
     ) -> Result<Vec<(Option<String>, u64)>, StoreError> {
-        let rows = query(text::COUNT_BY_PEPPER)
+        let rows = query(statements::COUNT_BY_PEPPER)
             .bind(now.as_micros())
             .fetch_all(&mut *self.reader().await?)
             .await?;
@@ -487,7 +494,7 @@ impl Store for SqlStore {
     }
 
     async fn replace_mac(&self, id: KeyId, mac: &Mac) -> Result<(), StoreError> {
-        query(text::REPLACE_MAC)
+        query(statements::REPLACE_MAC)
             .bind(id.as_bare())
             .bind(&mac.value[..])
             .bind(&mac.pepper_id)
@@ -500,14 +507,14 @@ impl Store for SqlStore {
         if uses.is_empty() {
             return Ok(());
         }
-        let mut sql = QueryBuilder::<Db>::new(text::ADD_USES);
+        let mut sql = QueryBuilder::<Db>::new(statements::ADD_USES);
         sql.push_values(uses, |mut row, (key, uses)| {
             row.push_bind(key.as_bare().to_owned())
                 .push_bind(uses.last.at.as_micros())
                 .push_bind(uses.last.from.map(|ip| ip.to_string()))
                 .push_bind(i64::try_from(uses.count).unwrap_or(i64::MAX));
         });
-        sql.push(text::TO_KNOWN_USES);
+        sql.push(statements::TO_KNOWN_USES);
         // There are as many statements as batch lengths, so none is worth keeping prepared.
         sql.build().persistent(false).execute(&self.writer).await?;
         Ok(())
@@ -552,7 +559,7 @@ impl Mutation for SqlMutation {
         tenant: &str,
         request_id: &str,
     ) -> Result<Option<KeyId>, StoreError> {
-        let row = query(text::FIND_REQUEST)
+        let row = query(statements::FIND_REQUEST)
             .bind(tenant)
             .bind(request_id)
             .fetch_optional(self.transaction.connection())
@@ -566,7 +573,9 @@ impl Mutation for SqlMutation {
         owner: Option<&str>,
         now: Timestamp,
     ) -> Result<Vec<KeyId>, StoreError> {
-        let sql = owner.map_or(text::LIST_LIVING, |_| text::LIST_LIVING_OF_OWNER);
+        let sql = owner.map_or(statements::LIST_LIVING, |_| {
+            statements::LIST_LIVING_OF_OWNER
+        });
         let mut list = query(sql).bind(tenant).bind(now.as_micros());
         if let Some(owner) = owner {
             list = list.bind(owner);
@@ -583,7 +592,7 @@ impl Mutation for SqlMutation {
         owner: &str,
         now: Timestamp,
     ) -> Result<Vec<Scopes>, StoreError> {
-        let rows = query(text::LIVING_SCOPES)
+        let rows = query(statements::LIVING_SCOPES)
             .bind(tenant)
             .bind(now.as_micros())
             .bind(owner)
@@ -599,7 +608,7 @@ impl Mutation for SqlMutation {
         request_id: Option<&str>,
     ) -> Result<(), StoreError> {
         let mac = verifier.mac.as_ref();
-        query(text::INSERT_KEY)
+        query(statements::INSERT_KEY)
             .bind(key.key_id.as_bare())
             .bind(&key.tenant_id)
             .bind(&key.owner_id)
@@ -629,7 +638,7 @@ impl Mutation for SqlMutation {
 
     async fn update_key(&mut self, key: &Key) -> Result<(), StoreError> {
         let revoked = key.revoked.as_ref();
-        query(text::UPDATE_KEY)
+        query(statements::UPDATE_KEY)
             .bind(key.key_id.as_bare())
             .bind(&key.label)
             .bind(&key.description)
@@ -650,7 +659,7 @@ impl Mutation for SqlMutation {
     }
 
     async fn revoke_key(&mut self, id: KeyId, revoked: &Revocation) -> Result<(), StoreError> {
-        query(text::REVOKE_KEY)
+        query(statements::REVOKE_KEY)
             .bind(id.as_bare())
             .bind(revoked.at.as_micros())
             .bind(&revoked.by)
@@ -669,7 +678,9 @@ impl Mutation for SqlMutation {
         by: &str,
         reason: &str,
     ) -> Result<(), StoreError> {
-        let sql = owner.map_or(text::REVOKE_LIVING, |_| text::REVOKE_LIVING_OF_OWNER);
+        let sql = owner.map_or(statements::REVOKE_LIVING, |_| {
+            statements::REVOKE_LIVING_OF_OWNER
+        });
         let mut revoke = query(sql)
             .bind(tenant)
             .bind(now.as_micros())
@@ -684,7 +695,7 @@ impl Mutation for SqlMutation {
     }
 
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
-        query(text::PUT_OWNER)
+        query(statements::PUT_OWNER)
             .bind(&owner.tenant_id)
             .bind(&owner.owner_id)
             .bind(scopes_as_json(&owner.scopes))
@@ -698,7 +709,7 @@ impl Mutation for SqlMutation {
     }
 
     async fn delete_owner(&mut self, tenant: &str, owner: &str) -> Result<(), StoreError> {
-        query(text::DELETE_OWNER)
+        query(statements::DELETE_OWNER)
             .bind(tenant)
             .bind(owner)
             .execute(self.transaction.connection())
@@ -707,7 +718,7 @@ impl Mutation for SqlMutation {
     }
 
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError> {
-        query(text::PUT_TENANT)
+        query(statements::PUT_TENANT)
             .bind(&tenant.tenant_id)
             .bind(&tenant.display_name)
             .bind(&tenant.key_prefix)
@@ -728,7 +739,7 @@ impl Mutation for SqlMutation {
     }
 
     async fn commit(mut self: Box<Self>, change: Change) -> Result<(), StoreError> {
-        query(text::INSERT_EVENT)
+        query(statements::INSERT_EVENT)
             .bind(self.revision)
             .bind(change.at.as_micros())
             .bind(&change.actor)
@@ -748,7 +759,7 @@ impl Mutation for SqlMutation {
 async fn pepper_checks(
     on: impl sqlx::Executor<'_, Database = Db>,
 ) -> Result<Vec<PepperCheck>, StoreError> {
-    let rows = query(text::PEPPER_CHECKS).fetch_all(on).await?;
+    let rows = query(statements::PEPPER_CHECKS).fetch_all(on).await?;
     collect(&rows, |row| {
         Ok(PepperCheck {
             pepper_id: row.try_get("pepper_id")?,
@@ -765,7 +776,7 @@ async fn follow_events(
     revision: i64,
     limit: u32,
 ) -> Result<Vec<Event>, StoreError> {
-    let mut sql = QueryBuilder::<Db>::new(text::LIST_EVENTS);
+    let mut sql = QueryBuilder::<Db>::new(statements::LIST_EVENTS);
     sql.push(">= ").push_bind(revision);
     push_tenants(&mut sql, "tenant_id", of);
     sql.push(" ORDER BY revision LIMIT ")
@@ -777,7 +788,7 @@ async fn find_key(
     on: impl sqlx::Executor<'_, Database = Db>,
     id: KeyId,
 ) -> Result<Option<Key>, StoreError> {
-    let row = query(text::FIND_KEY)
+    let row = query(statements::FIND_KEY)
         .bind(id.as_bare())
         .fetch_optional(on)
         .await?;
@@ -789,7 +800,7 @@ async fn find_owner(
     tenant: &str,
     owner: &str,
 ) -> Result<Option<Owner>, StoreError> {
-    let row = query(text::FIND_OWNER)
+    let row = query(statements::FIND_OWNER)
         .bind(tenant)
         .bind(owner)
         .fetch_optional(on)
@@ -801,7 +812,7 @@ async fn find_tenant(
     on: impl sqlx::Executor<'_, Database = Db>,
     tenant: &str,
 ) -> Result<Option<Tenant>, StoreError> {
-    let row = query(text::FIND_TENANT)
+    let row = query(statements::FIND_TENANT)
         .bind(tenant)
         .fetch_optional(on)
         .await?;

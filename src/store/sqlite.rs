@@ -26,7 +26,10 @@ use rustix::fs::OFlags;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::{OpenError, Store, StoreError, loaders::Loaders, measured::Measured, text};
+use super::{
+    OpenError, Store, StoreError, idle_connections::IdleConnections, instrumented::Instrumented,
+    statements,
+};
 
 #[path = "sql.rs"]
 mod sql;
@@ -35,7 +38,7 @@ type Db = sqlx::Sqlite;
 
 /// Takes the write lock at once, so that a mutation never has to give up halfway.
 const BEGIN: &str = "BEGIN IMMEDIATE";
-const DIALECT: text::Dialect = text::SQLITE;
+const DIALECT: statements::Dialect = statements::SQLITE;
 /// The function that returns the position of one text in another, or 0.
 const POSITION: &str = "instr";
 
@@ -83,7 +86,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     restrict(&file);
     // A read-only file or a full disk must be detected here, not with the first change.
     let mut probe = sql::Transaction::begin(&writer, BEGIN).await?;
-    probe.connection().execute(text::LOCK).await?;
+    probe.connection().execute(statements::LOCK).await?;
     probe.commit().await?;
     // The only connection that has the row of the only member, in a temporary table.
     let pulse = pool
@@ -94,7 +97,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         .after_connect(|connection, _| {
             Box::pin(async {
                 connection
-                    .execute(text::REPLICAS_OF_ONE_PROCESS)
+                    .execute(statements::REPLICAS_OF_ONE_PROCESS)
                     .await
                     .map(drop)
             })
@@ -105,7 +108,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
     let loads_at_once = cores.saturating_sub(1).clamp(1, READERS as usize - 1);
     let reader = pool.max_connections(READERS).connect_with(reader).await?;
     let store = sql::SqlStore {
-        loaders: Loaders::new(reader.clone(), LOADERS),
+        loaders: IdleConnections::new(reader.clone(), LOADERS),
         reader,
         writer,
         pulse,
@@ -114,7 +117,7 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         begin: BEGIN.to_owned(),
         lock: Some(lock),
     };
-    Ok(Measured::start(store, Arc::default()))
+    Ok(Instrumented::start(store, Arc::default()))
 }
 
 /// The file is locked for this process, which is therefore always the primary.

@@ -13,7 +13,8 @@ use super::{
     column::{cidrs, json, key_id, scope, scopes},
 };
 use crate::domain::{
-    clock::Timestamp, owner::Owner, scope::Scopes, standing::Terms, tenant::Tenant, token::KeyId,
+    clock::Timestamp, key_policy::PolicyInputs, owner::Owner, scope::Scopes, tenant::Tenant,
+    token::KeyId,
 };
 
 /// The selection of the keys to read.
@@ -86,8 +87,8 @@ impl WarmPage {
 impl WarmKey {
     /// Returns the inputs of the key policy.
     #[must_use]
-    pub fn terms(&self) -> Terms<'_> {
-        Terms {
+    pub fn terms(&self) -> PolicyInputs<'_> {
+        PolicyInputs {
             tenant_id: &self.tenant.tenant_id,
             owner_id: &self.owner_id,
             scopes: &self.scopes,

@@ -9,7 +9,7 @@ mod raw;
 
 use std::{sync::Arc, time::Duration};
 
-use gatekey::grpc::proto::{ListKeysRequest, Owner, PutOwnerRequest};
+use gatekey::api::proto::{ListKeysRequest, Owner, PutOwnerRequest};
 use tonic::codegen::Bytes;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_reflection::pb::v1::{

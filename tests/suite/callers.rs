@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use gatekey::grpc::{
+use gatekey::api::{
     DESCRIPTORS,
     proto::{
         CreateKeyRequest, DeleteOwnerRequest, EnforcementState, Event, EventType, GetKeyRequest,
@@ -579,7 +579,7 @@ on_both_engines! {
                 .iter()
                 .flat_map(|(under, rpcs)| rpcs.iter().map(|rpc| (*under, *rpc)))
             {
-                let tell = async |target: &Target| {
+                let collect = async |target: &Target| {
                     let target = match under {
                         "no tenant" => target.under(""),
                         "the caller's tenant" => target.under("acme"),
@@ -588,7 +588,7 @@ on_both_engines! {
                     told(rpc.call(&client, &target).await)
                 };
                 let what = format!("{rpc:?} under {under} by {scope}");
-                let of_none = tell(&Target::nowhere("gamma")).await;
+                let of_none = collect(&Target::nowhere("gamma")).await;
                 if scope == "acme:*" {
                     let code = if rpc == Validate {
                         Code::Ok
@@ -598,7 +598,7 @@ on_both_engines! {
                     assert_eq!(of_none.0, code, "{what}: {of_none:?}");
                 }
                 for existing in [&beta, &system, &Target::nowhere("default")] {
-                    let of_existing = tell(existing).await;
+                    let of_existing = collect(existing).await;
                     assert_eq!(of_existing, of_none, "{what}, of {}", existing.tenant_id);
                 }
             }

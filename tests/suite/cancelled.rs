@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, KeyState, Owner, PutOwnerRequest, Reason, RotateKeyRequest,
 };
 use tokio::{task::JoinSet, time};

@@ -6,7 +6,7 @@
     reason = "in a test, short tables; clippy takes only functions with `#[test]` for tests"
 )]
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, EnforcementState, GetKeyRequest, Key, KeyState, ListKeysRequest,
     ListKeysResponse, LookupKeyRequest, Reason, Tenant,
 };

@@ -4,7 +4,7 @@
     reason = "in a test: clippy takes only functions with `#[test]` for one"
 )]
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, DeleteOwnerRequest, Event, EventType, Key, ListEventsRequest,
     ListEventsResponse, Owner, PutTenantRequest, RevokeKeyRequest, RevokeKeysRequest,
     RotateKeyRequest, Tenant, WatchEventsRequest, WatchEventsResponse,

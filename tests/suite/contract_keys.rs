@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeSet, fmt::Debug};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, Key, KeyState, ListKeysRequest, Reason, Tenant,
     UpdateKeyRequest, UpdateKeyResponse,
 };
@@ -310,8 +310,8 @@ on_both_engines! {
         let (made, refusals): (Vec<_>, Vec<_>) = calls.join_all().await.into_iter().partition(Result::is_ok);
         let [Ok(made)] = &made[..] else { panic!("{} calls made a key", made.len()) };
         let key_id = &made.key.as_ref().unwrap().key_id;
-        for refusal in refusals {
-            let error = refused(refusal, Code::AlreadyExists, "REQUEST_REPEATED");
+        for deny_reason in refusals {
+            let error = refused(deny_reason, Code::AlreadyExists, "REQUEST_REPEATED");
             assert_eq!(&error.get_details_error_info().unwrap().metadata["key_id"], key_id);
         }
         let all = ListKeysRequest { tenant_id: "default".to_owned(), ..ListKeysRequest::default() };

@@ -6,7 +6,7 @@
     reason = "in a test, short tables; clippy takes only functions with `#[test]` for tests"
 )]
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     DeleteOwnerRequest, DeleteOwnerResponse, EnforcementState, GetOwnerRequest, GetTenantRequest,
     ListOwnersRequest, ListOwnersResponse, ListTenantsRequest, ListTenantsResponse, OnLimit, Owner,
     PutOwnerRequest, PutTenantRequest, Tenant,

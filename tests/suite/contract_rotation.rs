@@ -4,7 +4,7 @@
     reason = "in a test: clippy takes only functions with `#[test]` for one"
 )]
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, EnforcementState, Key, KeyState, Reason, RotateKeyRequest, RotateKeyResponse,
 };
 use tonic::{Code, Status};

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, DeleteOwnerRequest, Key, Owner, Reason, Tenant, ValidateRequest,
     ValidateResponse,
 };

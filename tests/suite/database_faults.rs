@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::{Owner, PutOwnerRequest};
+use gatekey::api::proto::{Owner, PutOwnerRequest};
 use tonic::Status;
 
 use crate::support::{Client, Gatekey, prometheus};

@@ -6,17 +6,17 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::{
+    api::proto::{
+        DeleteOwnerRequest, Key, Owner, Reason, Tenant, ValidateRequest, ValidateResponse,
+    },
     domain::{
         clock::Timestamp,
         key::{Grant, HASH_VERSION, Key as DomainKey, Revocation},
+        key_policy::{AccessRequest, DenyReason, KeyPolicy},
         owner::Owner as DomainOwner,
         scope::{Scope, Scopes},
-        standing::{Ask, Refusal, Standing},
         tenant::Tenant as DomainTenant,
         token::KeyId,
-    },
-    grpc::proto::{
-        DeleteOwnerRequest, Key, Owner, Reason, Tenant, ValidateRequest, ValidateResponse,
     },
 };
 use proptest::{
@@ -28,7 +28,7 @@ use proptest::{
 };
 use tokio::{runtime::Handle, task::block_in_place};
 
-use self::model::{Question, Record, World, any_grants, decide, in_force};
+use self::model::{Record, ValidationRequest, World, any_grants, decide, in_force};
 use crate::{
     contract_keys::update,
     contract_rotation::{rotate, rotation},
@@ -126,8 +126,8 @@ prop_compose! {
         any_scopes in vec(concrete(), 0..3),
         audience in option::of(audience()),
         client_ip in option::of(address()),
-    ) -> Question {
-        Question { now, elsewhere, username, required_scopes, any_scopes, audience, client_ip }
+    ) -> ValidationRequest {
+        ValidationRequest { now, elsewhere, username, required_scopes, any_scopes, audience, client_ip }
     }
 }
 
@@ -136,16 +136,16 @@ proptest! {
 
     #[test]
     fn a_standing_decides_as_the_model_does(world in world(), question in question()) {
-        let standing = Standing::of(&grant(&world));
-        let named = question.username.as_ref().is_none_or(|name| standing.knows_username(name));
+        let policy = KeyPolicy::of(&grant(&world));
+        let named = question.username.as_ref().is_none_or(|name| policy.knows_username(name));
         let decided = if named && !question.elsewhere {
-            let ask = Ask {
+            let ask = AccessRequest {
                 required_scopes: &question.required_scopes,
                 any_scopes: &question.any_scopes,
                 audience: question.audience.as_deref(),
                 client_ip: question.client_ip.map(|ip| ip.to_canonical()),
             };
-            told(standing.decide(Timestamp::from_micros(question.now), &ask))
+            told(policy.decide(Timestamp::from_micros(question.now), &ask))
         } else {
             (Reason::NotFound, Vec::new())
         };
@@ -154,8 +154,8 @@ proptest! {
 
     #[test]
     fn the_scopes_that_are_told_grant_what_is_in_force(world in world(), scope in concrete()) {
-        let standing = Standing::of(&grant(&world));
-        let told: Vec<_> = standing.scopes().map(str::to_owned).collect();
+        let policy = KeyPolicy::of(&grant(&world));
+        let told: Vec<_> = policy.scopes().map(str::to_owned).collect();
         prop_assert_eq!(any_grants(&told, &scope), in_force(&world, &scope));
     }
 }
@@ -204,7 +204,7 @@ impl Keys {
     }
 
     /// Makes the world so, and asks.
-    async fn prove(&self, mut world: World, questions: &[Question]) -> TestCaseResult {
+    async fn prove(&self, mut world: World, questions: &[ValidationRequest]) -> TestCaseResult {
         let (key, plaintext) = if world.revoked {
             &self.revoked
         } else if world.expires_at.is_some() {
@@ -281,7 +281,7 @@ fn assert_told(answer: &ValidateResponse, key: &Key) {
     assert_eq!(answer.key_id, known, "{answer:?}");
 }
 
-fn request(plaintext: &str, question: &Question) -> ValidateRequest {
+fn request(plaintext: &str, question: &ValidationRequest) -> ValidateRequest {
     let credential = match &question.username {
         None => ask(plaintext).credential,
         Some(name) => {
@@ -307,18 +307,18 @@ fn request(plaintext: &str, question: &Question) -> ValidateRequest {
     }
 }
 
-fn told(decided: Result<(), Refusal>) -> (Reason, Vec<String>) {
+fn told(decided: Result<(), DenyReason>) -> (Reason, Vec<String>) {
     let reason = match decided {
         Ok(()) => Reason::Allowed,
-        Err(Refusal::Revoked) => Reason::Revoked,
-        Err(Refusal::Expired) => Reason::Expired,
-        Err(Refusal::Suspended) => Reason::Suspended,
-        Err(Refusal::TenantSuspended) => Reason::TenantSuspended,
-        Err(Refusal::OwnerSuspended) => Reason::OwnerSuspended,
-        Err(Refusal::OwnerNotPermitted) => Reason::OwnerNotPermitted,
-        Err(Refusal::AudienceNotAllowed) => Reason::AudienceNotAllowed,
-        Err(Refusal::IpNotAllowed) => Reason::IpNotAllowed,
-        Err(Refusal::InsufficientScope(missing)) => return (Reason::InsufficientScope, missing),
+        Err(DenyReason::Revoked) => Reason::Revoked,
+        Err(DenyReason::Expired) => Reason::Expired,
+        Err(DenyReason::Suspended) => Reason::Suspended,
+        Err(DenyReason::TenantSuspended) => Reason::TenantSuspended,
+        Err(DenyReason::OwnerSuspended) => Reason::OwnerSuspended,
+        Err(DenyReason::OwnerNotPermitted) => Reason::OwnerNotPermitted,
+        Err(DenyReason::AudienceNotAllowed) => Reason::AudienceNotAllowed,
+        Err(DenyReason::IpNotAllowed) => Reason::IpNotAllowed,
+        Err(DenyReason::InsufficientScope(missing)) => return (Reason::InsufficientScope, missing),
     };
     (reason, Vec::new())
 }

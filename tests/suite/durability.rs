@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, Event, EventType, Key, KeyState, ListEventsRequest, ListKeysRequest, Reason,
     RevokeKeyRequest,
 };

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     Enforcement, EnforcementState, Key, Owner, PutOwnerRequest, Reason, RevokeKeyRequest,
     UpdateKeyRequest, ValidateRequest,
 };

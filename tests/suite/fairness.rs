@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     Key, ListKeysRequest, Owner, PutOwnerRequest, Reason, RevokeKeyRequest, RevokeKeysRequest,
     UpdateKeyRequest,
 };

@@ -18,8 +18,8 @@ use std::{
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::{
+    api::proto::{Reason, ValidateRequest, ValidateResponse},
     domain::token::Plaintext,
-    grpc::proto::{Reason, ValidateRequest, ValidateResponse},
 };
 use http_body::{Body as _, Frame};
 use prost::Message as _;

@@ -8,23 +8,22 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use gatekey::{
+    api::proto::{Reason, ValidateRequest, validate_request},
     domain::{
         caller::{ADMIN, Caller},
         clock::SystemClock,
         credential::Credential,
+        key_policy::AccessRequest,
         scope::Scope,
-        standing::Ask,
         tenant::Tenant,
     },
-    grpc::proto::{Reason, ValidateRequest, validate_request},
     service::{
         cache::Cache,
         context::CallContext,
-        fault::Faults,
+        failpoint::Failpoints,
         keyring::{Issued, Keyring, NewKey},
-        repepper::Repepper,
-        secret::{HashCost, Peppers, Secrets, Work},
-        validator::{Decision, Question, Validator},
+        secret::{HashCost, Peppers, Secrets, Work, pepper_migration::PepperMigration},
+        validator::{Decision, ValidationRequest, Validator},
     },
     store::{self, Store},
 };
@@ -102,7 +101,7 @@ async fn assert_one_answer(setup: &Setup) {
     let admin = server.admin().await;
     for tenant_id in ["acme", "beta"] {
         admin
-            .put_tenant(gatekey::grpc::proto::Tenant {
+            .put_tenant(gatekey::api::proto::Tenant {
                 tenant_id: tenant_id.to_owned(),
                 basic_usernames: vec!["listed".to_owned()],
                 ..Default::default()
@@ -178,13 +177,12 @@ async fn assert_one_answer(setup: &Setup) {
 
 /// Asks a validator in this process about each, and counts what it hashes.
 async fn assert_same_hash_work(setup: &Setup, peppers: Peppers, expected: Work) {
-    let house = House::open(setup.database_url(), peppers).await;
-    let ours = house.issue("acme").await;
-    let theirs = house.issue("beta").await;
-    let revoked = house.issue("acme").await;
+    let app = App::open(setup.database_url(), peppers).await;
+    let ours = app.issue("acme").await;
+    let theirs = app.issue("beta").await;
+    let revoked = app.issue("acme").await;
     let admin = CallContext::patient(Caller::admin(ADMIN));
-    house
-        .keyring
+    app.keyring
         .revoke(&admin, "acme", revoked.key.key_id, String::new())
         .await
         .expect("the key is revoked");
@@ -203,7 +201,7 @@ async fn assert_same_hash_work(setup: &Setup, peppers: Peppers, expected: Work) 
             with_another_secret(theirs),
         ),
     ] {
-        let (decision, work) = house.validate_in_acme(presented).await;
+        let (decision, work) = app.validate_in_acme(presented).await;
         assert!(
             matches!(decision, Decision::NotFound),
             "{what}: {decision:?}"
@@ -211,27 +209,27 @@ async fn assert_same_hash_work(setup: &Setup, peppers: Peppers, expected: Work) 
         assert_eq!(work, expected, "{what}");
     }
     // A right secret takes the same hash operations, too.
-    let (decision, work) = house.validate_in_acme(ours.to_owned()).await;
+    let (decision, work) = app.validate_in_acme(ours.to_owned()).await;
     assert!(matches!(decision, Decision::Allowed(_)), "{decision:?}");
     assert_eq!(work, expected);
-    house.store.close().await;
+    app.store.close().await;
 }
 
 /// The rooms that a server has, over a real store, without its doors.
-struct House {
+struct App {
     store: Arc<dyn Store>,
     secrets: Arc<Secrets>,
     keyring: Keyring,
     validator: Validator,
 }
 
-impl House {
+impl App {
     async fn open(url: &str, peppers: Peppers) -> Self {
         let store = store::open(url).await.expect("the store opens");
         let secrets = Arc::new(Secrets::new(peppers, HashCost::default()));
         let clock = Arc::new(SystemClock);
-        let repepper = Repepper::start(Arc::clone(&store), &secrets, clock.clone());
-        let cache = Arc::new(Cache::new(100, Faults::NONE));
+        let pepper_migration = PepperMigration::start(Arc::clone(&store), &secrets, clock.clone());
+        let cache = Arc::new(Cache::new(100, Failpoints::NONE));
         // There is nobody beside it.
         cache.clear(0);
         cache.lease().grant(Duration::MAX);
@@ -256,7 +254,7 @@ impl House {
                 Arc::clone(&secrets),
                 cache,
                 clock,
-                repepper,
+                pepper_migration,
             ),
             store,
             secrets,
@@ -285,10 +283,10 @@ impl House {
     /// What is decided about a key that must be of tenant `acme`, and the hashing it took.
     async fn validate_in_acme(&self, presented: String) -> (Decision, Work) {
         let credential = Credential::key(presented);
-        let question = Question {
+        let question = ValidationRequest {
             credential: &credential,
             in_view: &|tenant| tenant == "acme",
-            ask: Ask::default(),
+            ask: AccessRequest::default(),
         };
         let before = self.secrets.work();
         let decision = self.validator.validate(&question).await;

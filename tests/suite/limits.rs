@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, Key, KeyState, ListKeysRequest, OnLimit, Reason, RotateKeyRequest, Tenant,
 };
 use tokio::task::JoinSet;
@@ -31,7 +31,7 @@ on_both_engines! {
                     assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
                     made.insert(key.key_id);
                 }
-                refusal => drop(refused(refusal, Code::FailedPrecondition, "MAX_ACTIVE_KEYS_PER_OWNER")),
+                deny_reason => drop(refused(deny_reason, Code::FailedPrecondition, "MAX_ACTIVE_KEYS_PER_OWNER")),
             }
         }
         assert_eq!(made.len(), LIMIT);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use gatekey::grpc::proto::{CreateKeyRequest, Key, KeyState, ListKeysRequest};
+use gatekey::api::proto::{CreateKeyRequest, Key, KeyState, ListKeysRequest};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},

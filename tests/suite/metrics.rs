@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use gatekey::grpc::proto::{KeyState, Reason, Tenant};
+use gatekey::api::proto::{KeyState, Reason, Tenant};
 use serde_json::Value as Json;
 use tokio::task::{block_in_place, spawn_blocking};
 use tonic::{Code, codegen::http::uri::PathAndQuery};

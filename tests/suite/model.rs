@@ -24,20 +24,19 @@ use gatekey::{
         credential::Credential,
         enforcement::Enforcement,
         key::{HASH_VERSION, Key, Mac, Verifier},
+        key_policy::AccessRequest,
         owner::Owner,
         scope::{Scope, Scopes},
-        standing::Ask,
         token::{KeyId, Plaintext},
     },
     service::{
         cache::Cache,
         context::CallContext,
-        fault::{Fault, Faults},
+        failpoint::{Failpoint, Failpoints},
         keyring::{KeyPatch, Keyring},
-        repepper::Repepper,
         replica::Replica,
-        secret::{HashCost, Peppers, Secrets},
-        validator::{Decision, Question, Validator},
+        secret::{HashCost, Peppers, Secrets, pepper_migration::PepperMigration},
+        validator::{Decision, ValidationRequest, Validator},
     },
 };
 use store::World;
@@ -149,7 +148,7 @@ struct Node {
 }
 
 impl Node {
-    fn start(world: &Arc<World>, place: usize, faults: Faults) -> Arc<Self> {
+    fn start(world: &Arc<World>, place: usize, faults: Failpoints) -> Arc<Self> {
         let clock = Arc::new(Machine {
             began: Instant::now(),
             offset: Duration::from_secs(world.below(1_000_000)),
@@ -158,7 +157,8 @@ impl Node {
         let store = world.store(place);
         let secrets = || Arc::clone(&KNOWN.secrets);
         let cache = Arc::new(Cache::new(100, faults));
-        let repepper = Repepper::start(Arc::clone(&store), &KNOWN.secrets, clock.clone());
+        let pepper_migration =
+            PepperMigration::start(Arc::clone(&store), &KNOWN.secrets, clock.clone());
         let killed = CancellationToken::new();
         let replica = Arc::new(Replica::new(
             Arc::clone(&store),
@@ -177,7 +177,7 @@ impl Node {
                 secrets(),
                 Arc::clone(&cache),
                 clock.clone(),
-                repepper,
+                pepper_migration,
             ),
             keyring: Keyring::new(store, secrets(), Arc::clone(&cache), clock.clone()),
             replica,
@@ -190,7 +190,7 @@ impl Node {
 
 /// What has been told to clients about each key.
 #[derive(Clone, Copy, Default)]
-struct Told {
+struct Encoded {
     /// Since when the key is refused everywhere: its narrowing was ENFORCED, and no widening has begun since.
     narrowed: Option<Instant>,
     /// Whether it was ever narrowed, or tried to be.
@@ -239,9 +239,9 @@ impl Trouble {
 /// One seed's world, its processes and its clients.
 struct Run {
     world: Arc<World>,
-    faults: Faults,
+    faults: Failpoints,
     nodes: Mutex<Vec<Arc<Node>>>,
-    told: Mutex<Vec<Told>>,
+    told: Mutex<Vec<Encoded>>,
     violations: Mutex<Vec<String>>,
     branches: Arc<Branches>,
     over: AtomicBool,
@@ -268,10 +268,10 @@ impl Run {
     async fn validate(&self, node: &Node, place: usize) -> Option<bool> {
         let began = Instant::now();
         let credential = Credential::key(KNOWN.plaintexts[place].clone());
-        let question = Question {
+        let question = ValidationRequest {
             credential: &credential,
             in_view: &|_| true,
-            ask: Ask {
+            ask: AccessRequest {
                 required_scopes: &["jobs:read".to_owned()],
                 any_scopes: &[],
                 audience: None,
@@ -330,10 +330,10 @@ impl Run {
 
     /// Waits as the service does, sometimes with less patience than it takes.
     async fn enforced(&self, node: &Node, revision: i64) -> bool {
-        let patience =
+        let deadline =
             (self.world.below(4) == 0).then(|| Duration::from_millis(self.world.below(2 * 5_000)));
         let began = Instant::now();
-        let enforcement = node.replica.enforced(revision, patience).await;
+        let enforcement = node.replica.enforced(revision, deadline).await;
         self.world.running(node.place).await;
         let branches = &self.branches;
         match enforcement {
@@ -352,8 +352,8 @@ impl Run {
         node: &Node,
         change: impl Future<Output = Result<T, E>>,
     ) -> Option<T> {
-        let patience = Duration::from_secs(3);
-        let change = time::timeout(patience, change);
+        let deadline = Duration::from_secs(3);
+        let change = time::timeout(deadline, change);
         let changed = node.killed.run_until_cancelled(change).await;
         if !matches!(changed, Some(Ok(Ok(_)))) {
             count(&self.branches.unknown_outcome);
@@ -485,7 +485,7 @@ impl Run {
     }
 
     /// Runs one seed's world to its end, and returns what went wrong.
-    async fn live(seed: u64, faults: Faults, branches: Arc<Branches>) -> Vec<String> {
+    async fn live(seed: u64, faults: Failpoints, branches: Arc<Branches>) -> Vec<String> {
         let world = World::new(seed, REPLICAS, KNOWN.keys.clone());
         let nodes = (0..REPLICAS)
             .map(|place| Node::start(&world, place, faults))
@@ -494,7 +494,7 @@ impl Run {
             world,
             faults,
             nodes: Mutex::new(nodes),
-            told: Mutex::new(vec![Told::default(); KNOWN.keys.len()]),
+            told: Mutex::new(vec![Encoded::default(); KNOWN.keys.len()]),
             violations: Mutex::default(),
             branches,
             over: AtomicBool::new(false),
@@ -546,7 +546,7 @@ impl Run {
 }
 
 /// What goes wrong in one seed's world.
-fn violations(seed: u64, faults: Faults, branches: &Arc<Branches>) -> Vec<String> {
+fn violations(seed: u64, faults: Failpoints, branches: &Arc<Branches>) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -581,7 +581,7 @@ fn no_key_is_allowed_after_its_revocation_was_enforced() {
                 while let seed @ 0.. = next.fetch_add(1, Ordering::Relaxed)
                     && seed < seeds.end
                 {
-                    let violations = violations(seed, Faults::NONE, &branches);
+                    let violations = violations(seed, Failpoints::NONE, &branches);
                     assert!(
                         violations.is_empty(),
                         "GATEKEY_SEED={seed}: {violations:#?}"
@@ -621,15 +621,15 @@ fn no_key_is_allowed_after_its_revocation_was_enforced() {
 #[cfg(debug_assertions)]
 #[test]
 fn every_fault_is_noticed() {
-    let missed: Vec<_> = Fault::ALL
+    let missed: Vec<_> = Failpoint::ALL
         .into_iter()
         // A test of its own shows this one: the ticket of a load guards against most of what it does.
-        .filter(|fault| *fault != Fault::JoinGrants)
+        .filter(|fault| *fault != Failpoint::JoinGrants)
         .filter(|fault| {
             println!("{fault:?} …");
             let branches = Arc::new(Branches::default());
             let noticed = (0..3 * SEEDS).find(|seed| {
-                let violations = violations(*seed, Faults::with(*fault), &branches);
+                let violations = violations(*seed, Failpoints::with(*fault), &branches);
                 !violations.is_empty()
             });
             println!("{fault:?} is noticed with seed {noticed:?}");
@@ -640,16 +640,16 @@ fn every_fault_is_noticed() {
 }
 
 /// Joining is no renewal: between the two nothing is answered from memory.
-async fn is_answered_from_memory_before_the_first_renewal(faults: Faults) -> bool {
+async fn is_answered_from_memory_before_the_first_renewal(faults: Failpoints) -> bool {
     let world = World::new(1, 1, KNOWN.keys.clone());
     world.refuse_renewals();
     let node = Node::start(&world, 0, faults);
     time::sleep(LEASE / 2).await;
     let credential = Credential::key(KNOWN.plaintexts[LEFT_ALONE].clone());
-    let question = Question {
+    let question = ValidationRequest {
         credential: &credential,
         in_view: &|_| true,
-        ask: Ask::default(),
+        ask: AccessRequest::default(),
     };
     for _ in 0..2 {
         let decided = node.validator.validate(&question).await;
@@ -661,9 +661,9 @@ async fn is_answered_from_memory_before_the_first_renewal(faults: Faults) -> boo
 
 #[tokio::test(start_paused = true)]
 async fn joining_grants_no_lease() {
-    assert!(!is_answered_from_memory_before_the_first_renewal(Faults::NONE).await);
+    assert!(!is_answered_from_memory_before_the_first_renewal(Failpoints::NONE).await);
     if cfg!(debug_assertions) {
-        let granted = Faults::with(Fault::JoinGrants);
+        let granted = Failpoints::with(Failpoint::JoinGrants);
         assert!(is_answered_from_memory_before_the_first_renewal(granted).await);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 
 use crate::{
     readme::prove_page,

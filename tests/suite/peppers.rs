@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::proto::{CreateKeyRequest, Key, Reason};
+use gatekey::api::proto::{CreateKeyRequest, Key, Reason};
 use tokio::time;
 use tonic::Code;
 
@@ -87,9 +87,9 @@ on_both_engines! {
         let stopped = stopped.start().await.stop().await;
         give(&setup, &[new]);
         let ended = Program::of(&setup, &[]).end().await;
-        let refusal = ended.refusal();
-        assert!(refusal.contains("working keys are still under (old)"), "{refusal}");
-        assert!(refusal.contains("gatekey migrate --forget-peppers"), "{refusal}");
+        let deny_reason = ended.deny_reason();
+        assert!(deny_reason.contains("working keys are still under (old)"), "{deny_reason}");
+        assert!(deny_reason.contains("gatekey migrate --forget-peppers"), "{deny_reason}");
         Program::of(&setup, &["migrate", "--forget-peppers"]).end().await.was_silent();
         let server = stopped.start().await;
         let admin = server.admin().await;
@@ -125,11 +125,11 @@ on_both_engines! {
         for lines in [vec![wrong.clone()], vec![pepper("p8"), wrong.clone()]] {
             give(&setup, &lines);
             let ended = Program::of(&setup, &[]).end().await;
-            let refusal = ended.refusal();
+            let deny_reason = ended.deny_reason();
             let end = ": the pepper p7 is not the one that the store knows by that id";
-            assert!(refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: "), "{refusal}");
-            assert!(refusal.ends_with(end), "{refusal}");
-            assert!(!refusal.contains(&wrong[3..]), "{refusal}");
+            assert!(deny_reason.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: "), "{deny_reason}");
+            assert!(deny_reason.ends_with(end), "{deny_reason}");
+            assert!(!deny_reason.contains(&wrong[3..]), "{deny_reason}");
         }
         give(&setup, &[known]);
         let server = setup.start().await;
@@ -146,11 +146,11 @@ on_both_engines! {
         let unrelated = pepper("other");
         give(&setup, std::slice::from_ref(&unrelated));
         let ended = Program::of(&setup, &[]).end().await;
-        let refusal = ended.refusal();
-        assert!(refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: "), "{refusal}");
-        assert!(refusal.contains("(lost)"), "{refusal}");
-        assert!(refusal.contains("gatekey migrate --forget-peppers"), "{refusal}");
-        assert!(!refusal.contains(&unrelated[6..]), "{refusal}");
+        let deny_reason = ended.deny_reason();
+        assert!(deny_reason.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: "), "{deny_reason}");
+        assert!(deny_reason.contains("(lost)"), "{deny_reason}");
+        assert!(deny_reason.contains("gatekey migrate --forget-peppers"), "{deny_reason}");
+        assert!(!deny_reason.contains(&unrelated[6..]), "{deny_reason}");
 
         Program::of(&setup, &["migrate", "--forget-peppers"]).end().await.was_silent();
         let server = stopped.start().await;
@@ -176,14 +176,14 @@ async fn on_sqlite_a_lost_pepper_file_is_not_made_anew_until_it_is_forgotten() {
 
     for _ in 0..2 {
         let ended = Program::of(&setup, &[]).end().await;
-        let refusal = ended.refusal();
+        let deny_reason = ended.deny_reason();
         assert!(
-            refusal.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: gatekey.pepper: "),
-            "{refusal}"
+            deny_reason.starts_with("gatekey: GATEKEY_PEPPER_FILE is invalid: gatekey.pepper: "),
+            "{deny_reason}"
         );
         assert!(
-            refusal.contains("gatekey migrate --forget-peppers"),
-            "{refusal}"
+            deny_reason.contains("gatekey migrate --forget-peppers"),
+            "{deny_reason}"
         );
         assert!(!file(&setup).exists(), "a new one would hide the loss");
     }
@@ -226,12 +226,12 @@ async fn a_replica_with_an_unrelated_pepper_is_refused_and_the_first_goes_on() {
             .env("GATEKEY_PEPPER_FILE", &other)
             .end()
             .await;
-        let refusal = ended.refusal();
+        let deny_reason = ended.deny_reason();
         let start = format!(
             "gatekey: GATEKEY_PEPPER_FILE is invalid: {}: ",
             other.display()
         );
-        assert!(refusal.starts_with(&start), "{refusal}");
+        assert!(deny_reason.starts_with(&start), "{deny_reason}");
     }
     validate_all(&admin, &[(&key, Reason::Allowed)]).await;
     let mut inside = Inside::of(&setup).await;

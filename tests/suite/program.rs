@@ -99,7 +99,7 @@ pub struct Ended {
 
 impl Ended {
     /// The one line that it refused with: nothing else was printed, and it did not panic.
-    pub fn refusal(&self) -> &str {
+    pub fn deny_reason(&self) -> &str {
         assert_eq!(self.stdout, "", "{self:?}");
         let line = self.last_line();
         assert_eq!(self.stderr, format!("{line}\n"), "more than one line");

@@ -158,7 +158,7 @@ fn branches(history: &History) -> [(&'static str, usize, usize); 13] {
         ),
         (
             "unavailable",
-            count(|answer| *answer == Answer::Undecided(Code::Unavailable)),
+            count(|answer| *answer == Answer::ValidateError(Code::Unavailable)),
             1,
         ),
         (

@@ -1,6 +1,6 @@
 //! Refused calls and failed handshakes in the log: who, what, from where and why, at a bounded rate.
 
-use gatekey::grpc::proto::{GetKeyRequest, ListTenantsRequest, Owner, ValidateRequest};
+use gatekey::api::proto::{GetKeyRequest, ListTenantsRequest, Owner, ValidateRequest};
 use serde_json::Value as Json;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tonic::Code;

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     EnforcementState, WatchEventsRequest, WatchEventsResponse, WatchStarted,
     watch_events_response::Message,
 };

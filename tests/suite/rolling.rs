@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use serde_json::Value as Json;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},

@@ -7,7 +7,7 @@ pub mod search;
 use std::{fs, path::Path};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::proto::GetKeyRequest;
+use gatekey::api::proto::GetKeyRequest;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 use tonic::Request;

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gatekey::grpc::proto::{Owner, PutOwnerRequest, PutOwnerResponse, Reason, WatchEventsRequest};
+use gatekey::api::proto::{Owner, PutOwnerRequest, PutOwnerResponse, Reason, WatchEventsRequest};
 use prost::Message as _;
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time};
 use tonic::{Code, codegen::Bytes};

@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use gatekey::store::text::{ALL, POSTGRES, REPLICAS_OF_ONE_PROCESS, SQLITE};
+use gatekey::store::statements::{ALL, POSTGRES, REPLICAS_OF_ONE_PROCESS, SQLITE};
 use sqlx::{Connection as _, Executor as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use crate::support::{Database, Gatekey};

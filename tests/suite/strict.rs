@@ -1,6 +1,6 @@
 //! What looks like something else is refused, by an error that names the field and says what would be right.
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, GetOwnerRequest, ListEventsRequest, ListKeysRequest, Owner, PutOwnerRequest,
     PutTenantRequest, Reason, RevokeKeyRequest, Tenant, ValidateRequest,
 };

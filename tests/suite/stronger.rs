@@ -1,6 +1,6 @@
 //! In tenant `system`, a caller takes nothing from a key or an owner that holds what the caller does not hold.
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, Key, OnLimit, Owner, PutOwnerRequest, Reason, RevokeKeysRequest,
     RotateKeyRequest, Tenant, UpdateKeyRequest,
 };

@@ -6,7 +6,7 @@ mod plangrep;
 mod planningspace;
 mod plantdemand;
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, Key, ListEventsRequest, Reason, ValidateRequest, ValidateResponse,
 };
 use prost::Message as _;
@@ -108,8 +108,8 @@ async fn assert_shown_once(admin: &Client, request: CreateKeyRequest) {
     }
 }
 
-fn of_tenant(tenant: &str) -> gatekey::grpc::proto::ListKeysRequest {
-    gatekey::grpc::proto::ListKeysRequest {
+fn of_tenant(tenant: &str) -> gatekey::api::proto::ListKeysRequest {
+    gatekey::api::proto::ListKeysRequest {
         tenant_id: tenant.to_owned(),
         ..Default::default()
     }

@@ -2,7 +2,7 @@
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine as _};
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use tonic::Code;
 
 use crate::{
@@ -38,7 +38,7 @@ on_both_engines! {
         Inside::of(&setup).await.run("UPDATE peppers SET argon2_until = 1000000").await;
         let ended = Program::of(&setup, &[]).end().await;
         let end = "the pepper p1 is not the one that the store knows by that id";
-        assert!(ended.refusal().ends_with(end), "{}", ended.refusal());
+        assert!(ended.deny_reason().ends_with(end), "{}", ended.deny_reason());
     }
 
     /// What remains: who removes every record makes the next start look like the first one.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     DeleteOwnerRequest, ListEventsRequest, Owner, PutOwnerRequest, Reason, WatchEventsRequest,
 };
 use tokio::{
@@ -429,7 +429,7 @@ async fn health_is_asked_over_tls_or_on_its_own_plaintext_port() {
         .env("GATEKEY_TLS_CERT_FILE", other)
         .end()
         .await;
-    assert!(ended.refusal().contains("is not ready"), "{ended:?}");
+    assert!(ended.deny_reason().contains("is not ready"), "{ended:?}");
 }
 
 #[tokio::test]
@@ -485,7 +485,7 @@ async fn files_of_tls_that_cannot_work_are_told_in_one_line_and_not_shown() {
                 program.env(name, Path::new(file))
             });
         let ended = program.end().await;
-        let line = ended.refusal();
+        let line = ended.deny_reason();
         let (variable, file) = settings[0];
         let start = format!("gatekey: {variable} is invalid: {file}: ");
         assert!(line.starts_with(&start), "{line}");

@@ -3,7 +3,7 @@
 
 use std::{net::TcpListener, process::Stdio, time::Duration};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, CreateKeyResponse, ListEventsRequest,
     event_service_client::EventServiceClient, key_service_client::KeyServiceClient,
 };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     GetKeyRequest, Key, ListKeysRequest, LookupKeyRequest, Reason, ValidateRequest,
 };
 use tokio::time;

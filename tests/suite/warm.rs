@@ -1,7 +1,7 @@
 //! The warm start: what is in memory before a server says that it is ready.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::{
+use gatekey::api::{
     READINESS,
     proto::{
         CreateKeyRequest, Key, Owner, Reason, Tenant, UpdateKeyRequest, ValidateRequest,

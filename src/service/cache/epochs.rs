@@ -3,7 +3,7 @@
 //! `model.rs` compiles this file again, to run it in every possible order of its steps.
 
 use super::atomic::{AtomicI64, AtomicU32, Ordering};
-use crate::domain::{event::Touched, standing::Standing, token::KeyId};
+use crate::domain::{event::Touched, key_policy::KeyPolicy, token::KeyId};
 
 /// Maximum number of epochs, of which there are four for each key of the cache's capacity. Two
 /// items that share an epoch only cost each other a reload. An epoch takes four bytes.
@@ -73,12 +73,12 @@ impl Epochs {
     pub(super) fn stamp(
         &self,
         id: KeyId,
-        standing: &Standing,
+        policy: &KeyPolicy,
         head: i64,
         ticket: Ticket,
     ) -> (Stamp, bool) {
-        let owner = owner_hash(standing.tenant_id(), standing.owner_id());
-        let tenant = tenant_hash(standing.tenant_id());
+        let owner = owner_hash(policy.tenant_id(), policy.owner_id());
+        let tenant = tenant_hash(policy.tenant_id());
         let sum = self.sum(key_hash(id), owner, tenant);
         // Read after the epochs: a change that they include has been announced by now.
         let current = self.announced.load(Ordering::SeqCst) <= head;

@@ -24,8 +24,8 @@ use self::{
 };
 use crate::domain::{
     event::Touched,
+    key_policy::{KeyPolicy, PolicyInputs},
     scope::Scopes,
-    standing::{Standing, Terms},
     tenant::Tenant,
     token::KeyId,
 };
@@ -55,7 +55,7 @@ impl World {
     fn load(&self) {
         let ticket = self.epochs.ticket();
         let head = self.head.load(Ordering::SeqCst);
-        let (stamp, keep) = self.epochs.stamp(id(), &standing(), head, ticket);
+        let (stamp, keep) = self.epochs.stamp(id(), &policy(), head, ticket);
         if keep {
             *self.entry.lock().unwrap() = Some((stamp, head));
         }
@@ -79,8 +79,8 @@ fn id() -> KeyId {
     KeyId::from_bare("0123456789abcdef").unwrap()
 }
 
-fn standing() -> Standing {
-    Standing::new(&Terms {
+fn policy() -> KeyPolicy {
+    KeyPolicy::new(&PolicyInputs {
         tenant_id: "acme",
         owner_id: "alice",
         scopes: &Scopes::default(),

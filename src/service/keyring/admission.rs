@@ -9,7 +9,7 @@ use crate::{
         tenant::{OnLimit, Rule, Tenant},
         token::KeyId,
     },
-    service::refused::{Refused, obey},
+    service::error::{ServiceError, obey},
     store::Mutation,
 };
 
@@ -20,7 +20,7 @@ pub(super) async fn admit_new(
     caller: &Caller,
     tenant: &Tenant,
     new: &Key,
-) -> Result<Vec<KeyId>, Refused> {
+) -> Result<Vec<KeyId>, ServiceError> {
     let (now, limit) = (new.created_at, tenant.max_active_keys_per_owner);
     let owner = mutation.find_owner(&new.tenant_id, &new.owner_id).await?;
     let mut oldest = Vec::new();
@@ -39,7 +39,7 @@ pub(super) async fn admit_new(
         room.then_some(()).ok_or(Rule::MaxActiveKeysPerOwner(limit)),
     ])?;
     for id in &oldest {
-        let replaced = mutation.find_key(*id).await?.ok_or(Refused::NoKey)?;
+        let replaced = mutation.find_key(*id).await?.ok_or(ServiceError::NoKey)?;
         admit_change(caller, &replaced.tenant_id, &replaced.scopes)?;
         let revoked = Revocation {
             at: now,
@@ -52,22 +52,22 @@ pub(super) async fn admit_new(
 }
 
 /// Checks that a key can be rotated.
-pub(super) fn admit_rotation(old: &Key, now: Timestamp) -> Result<(), Refused> {
+pub(super) fn admit_rotation(old: &Key, now: Timestamp) -> Result<(), ServiceError> {
     match (old.state(now), old.rotated_to) {
-        (KeyState::Revoked, _) => Err(Refused::KeyRevoked),
-        (_, Some(successor)) => Err(Refused::KeyRotated(successor)),
-        (KeyState::Expired, None) => Err(Refused::KeyExpired),
-        (KeyState::Suspended, None) => Err(Refused::KeySuspended),
+        (KeyState::Revoked, _) => Err(ServiceError::KeyRevoked),
+        (_, Some(successor)) => Err(ServiceError::KeyRotated(successor)),
+        (KeyState::Expired, None) => Err(ServiceError::KeyExpired),
+        (KeyState::Suspended, None) => Err(ServiceError::KeySuspended),
         (KeyState::Active, None) => Ok(()),
     }
 }
 
 /// Checks that a key may get this expiry: the expiry of a key that has a successor cannot be
 /// extended.
-pub(super) fn admit_extension(key: &Key, expiry: Option<Timestamp>) -> Result<(), Refused> {
+pub(super) fn admit_extension(key: &Key, expiry: Option<Timestamp>) -> Result<(), ServiceError> {
     let later = expiry.is_none_or(|expiry| key.expires_at.is_some_and(|end| end < expiry));
     match key.rotated_to {
-        Some(successor) if later => Err(Refused::KeyRotated(successor)),
+        Some(successor) if later => Err(ServiceError::KeyRotated(successor)),
         _ => Ok(()),
     }
 }
@@ -79,7 +79,7 @@ pub(super) async fn admit_revival(
     tenant: &Tenant,
     key: &Key,
     now: Timestamp,
-) -> Result<(), Refused> {
+) -> Result<(), ServiceError> {
     let limit = tenant.max_active_keys_per_owner;
     if limit == 0 || key.state(now) != KeyState::Expired {
         return Ok(());

@@ -24,8 +24,8 @@ use crate::{
     },
     service::{
         context::CallContext,
-        fault::Fault,
-        refused::{Refused, authorize, obey},
+        error::{ServiceError, authorize, obey},
+        failpoint::Failpoint,
     },
     store::{KeyQuery, Listed},
 };
@@ -107,8 +107,8 @@ impl Keyring {
     /// Issues a key.
     ///
     /// # Errors
-    /// [`Refused::RequestRepeated`], a violated tenant rule, and the errors common to all calls.
-    pub async fn create(&self, context: &CallContext, new: NewKey) -> Result<Issued, Refused> {
+    /// [`ServiceError::RequestRepeated`], a violated tenant rule, and the errors common to all calls.
+    pub async fn create(&self, context: &CallContext, new: NewKey) -> Result<Issued, ServiceError> {
         authorize(&context.caller, &new.tenant_id, Action::KeysCreate)?;
         admit_grant(&context.caller, &new.tenant_id, &new.scopes)?;
         let minted = self.mint(context, &new.tenant_id).await?;
@@ -121,7 +121,7 @@ impl Keyring {
         if let Some(request_id) = &new.request_id
             && let Some(first) = mutation.find_request(&new.tenant_id, request_id).await?
         {
-            return Err(Refused::RequestRepeated(first));
+            return Err(ServiceError::RequestRepeated(first));
         }
         let now = self.clock.now();
         let tenant = tenant_in(&mut *mutation, &new.tenant_id).await?;
@@ -176,7 +176,7 @@ impl Keyring {
         tenant: Option<&str>,
         id: KeyId,
         rotation: Rotation,
-    ) -> Result<Issued, Refused> {
+    ) -> Result<Issued, ServiceError> {
         let old = self
             .find_key(&context.caller, tenant, id, Action::KeysRotate)
             .await?;
@@ -235,23 +235,23 @@ impl Keyring {
     /// Changes a key.
     ///
     /// # Errors
-    /// [`Refused::KeyRevoked`], a violated tenant rule, and the errors common to all calls.
+    /// [`ServiceError::KeyRevoked`], a violated tenant rule, and the errors common to all calls.
     pub async fn update(
         &self,
         context: &CallContext,
         tenant: Option<&str>,
         id: KeyId,
         patch: KeyPatch,
-    ) -> Result<Key, Refused> {
+    ) -> Result<Key, ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         let mut key = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysUpdate).await?;
         admit_change(caller, &key.tenant_id, &key.scopes)?;
         if key.revoked.is_some() {
-            return Err(Refused::KeyRevoked);
+            return Err(ServiceError::KeyRevoked);
         }
         if key.unreadable {
-            return Err(Refused::KeyUnreadable);
+            return Err(ServiceError::KeyUnreadable);
         }
         let rules = tenant_in(&mut *mutation, &key.tenant_id).await?;
         obey([
@@ -284,7 +284,7 @@ impl Keyring {
         tenant: &str,
         id: KeyId,
         reason: String,
-    ) -> Result<(Key, i64), Refused> {
+    ) -> Result<(Key, i64), ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Revocation).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
@@ -292,7 +292,7 @@ impl Keyring {
             key_in_view(&mut *mutation, caller, Some(tenant), id, Action::KeysRevoke).await?;
         if key.revoked.is_some() {
             // The earlier revocation may not be enforced yet.
-            let since = if self.cache.faults().has(Fault::NoSecondWait) {
+            let since = if self.cache.faults().has(Failpoint::NoSecondWait) {
                 0
             } else {
                 key.revision
@@ -328,10 +328,10 @@ impl Keyring {
         context: &CallContext,
         tenant: &str,
         owner: Option<&str>,
-    ) -> Result<(usize, bool), Refused> {
+    ) -> Result<(usize, bool), ServiceError> {
         authorize(&context.caller, tenant, Action::KeysRevoke)?;
         let known = self.store.find_tenant(tenant).await?;
-        known.ok_or(Refused::NoTenant)?;
+        known.ok_or(ServiceError::NoTenant)?;
         let (now, mut living, mut after) = (self.clock.now(), 0, Some(0));
         while let Some(from) = after {
             let counting = self.store.count_living(tenant, owner, now, from);
@@ -356,7 +356,7 @@ impl Keyring {
         tenant: &str,
         owner: Option<String>,
         reason: String,
-    ) -> Result<Revoked, Refused> {
+    ) -> Result<Revoked, ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Revocation).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
@@ -405,7 +405,7 @@ impl Keyring {
         tenant: Option<&str>,
         id: KeyId,
         action: Action,
-    ) -> Result<Key, Refused> {
+    ) -> Result<Key, ServiceError> {
         admit_key(self.store.find_key(id).await?, caller, tenant, action)
     }
 
@@ -419,7 +419,7 @@ impl Keyring {
         context: &CallContext,
         query: &KeyQuery,
         page: &Page,
-    ) -> Result<Listed, Refused> {
+    ) -> Result<Listed, ServiceError> {
         authorize(&context.caller, &query.tenant_id, Action::KeysList)?;
         let listing = self.store.list_keys(query, self.clock.now(), page);
         let listed = self.turns.read(context, listing).await?;
@@ -427,7 +427,7 @@ impl Keyring {
             self.store
                 .find_tenant(&query.tenant_id)
                 .await?
-                .ok_or(Refused::NoTenant)?;
+                .ok_or(ServiceError::NoTenant)?;
         }
         Ok(listed)
     }
@@ -444,12 +444,12 @@ struct Minted {
 impl Keyring {
     /// Generates a key for this tenant. Runs before the mutation begins, so that no other call
     /// waits for Argon2.
-    async fn mint(&self, context: &CallContext, tenant: &str) -> Result<Minted, Refused> {
+    async fn mint(&self, context: &CallContext, tenant: &str) -> Result<Minted, ServiceError> {
         let tenant = self
             .store
             .find_tenant(tenant)
             .await?
-            .ok_or(Refused::NoTenant)?;
+            .ok_or(ServiceError::NoTenant)?;
         let prefix = tenant.prefix().to_owned();
         let (key_id, plaintext) = Plaintext::mint(&prefix, &mut rand::rng());
         let sealing = self.secrets.seal(&plaintext, &context.caller.principal);
@@ -498,40 +498,40 @@ impl KeyPatch {
     /// Changes the key, and returns the changed fields for the event log.
     fn apply(self, key: &mut Key) -> Details {
         let mut details = Details::new();
-        let mut tell = |field: &str, value| details.insert(field.to_owned(), value);
+        let mut collect = |field: &str, value| details.insert(field.to_owned(), value);
         if let Some(label) = self.label {
-            tell("label", json!(label));
+            collect("label", json!(label));
             key.label = label;
         }
         if let Some(description) = self.description {
-            tell("description", json!(description));
+            collect("description", json!(description));
             key.description = description;
         }
         if let Some(scopes) = self.scopes {
-            tell("scopes", of_scopes(&scopes));
+            collect("scopes", of_scopes(&scopes));
             key.scopes = scopes;
         }
         if let Some(audiences) = self.audiences {
-            tell("audiences", json!(audiences));
+            collect("audiences", json!(audiences));
             key.audiences = audiences;
         }
         if let Some(cidrs) = self.allowed_cidrs {
-            tell(
+            collect(
                 "allowed_cidrs",
                 json!(cidrs.iter().map(ToString::to_string).collect::<Vec<_>>()),
             );
             key.allowed_cidrs = cidrs;
         }
         if let Some(metadata) = self.metadata {
-            tell("metadata", json!(metadata));
+            collect("metadata", json!(metadata));
             key.metadata = metadata;
         }
         if let Some(expires_at) = self.expires_at {
-            tell("expires_at", of_time(expires_at));
+            collect("expires_at", of_time(expires_at));
             key.expires_at = expires_at;
         }
         if let Some(suspended) = self.suspended {
-            tell("suspended", json!(suspended));
+            collect("suspended", json!(suspended));
             key.suspended = suspended;
         }
         details

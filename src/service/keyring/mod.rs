@@ -26,7 +26,7 @@ use self::turns::{CommitTime, Lane, Stage, Turn, Turns};
 use super::{
     cache::Cache,
     context::CallContext,
-    refused::{Refused, authorize},
+    error::{ServiceError, authorize},
     secret::Secrets,
 };
 use crate::{
@@ -35,12 +35,12 @@ use crate::{
         clock::{Clock, Timestamp},
         event::{Change, Details, EventKind},
         key::{Grant, Key},
+        key_policy::KeyPolicy,
         scope::Scopes,
-        standing::Standing,
         tenant::{SYSTEM, Tenant},
         token::KeyId,
     },
-    meter::{Page, Tell},
+    metrics::{Collect, Encoder},
     store::{Mutation, Store, StoreError},
 };
 
@@ -101,30 +101,37 @@ impl Keyring {
     /// A call leaves the queue once its caller is gone. At most two calls wait in the database
     /// itself; their waits are not cancelled, because an abandoned statement would keep its
     /// connection.
-    async fn begin(&self, context: &CallContext, lane: Lane) -> Result<(Begun, Caller), Refused> {
+    async fn begin(
+        &self,
+        context: &CallContext,
+        lane: Lane,
+    ) -> Result<(Begun, Caller), ServiceError> {
         let turn = self.turns.change(context, lane).await?;
         let mutation = self.store.begin().await?;
         self.turns
             .note(Stage::Transaction, context.presence.check())?;
         let mut mutation = Begun { mutation, turn };
         let caller = &context.caller;
-        let standing = match &caller.principal {
+        let policy = match &caller.principal {
             Principal::Admin => return Ok((mutation, caller.clone())),
             Principal::Key(id) => {
-                let key = mutation.find_key(*id).await?.ok_or(Refused::CallerGone)?;
+                let key = mutation
+                    .find_key(*id)
+                    .await?
+                    .ok_or(ServiceError::CallerGone)?;
                 let owner = mutation.find_owner(&key.tenant_id, &key.owner_id).await?;
                 let tenant = tenant_in(&mut *mutation, &key.tenant_id).await?;
-                Standing::of(&Grant { key, owner, tenant })
+                KeyPolicy::of(&Grant { key, owner, tenant })
             }
             Principal::Owner(name) => {
                 let owner = mutation.find_owner(SYSTEM, name).await?;
                 let tenant = tenant_in(&mut *mutation, SYSTEM).await?;
-                Standing::of_owner(name, owner.as_ref(), &tenant)
+                KeyPolicy::of_owner(name, owner.as_ref(), &tenant)
             }
         };
         let caller = caller
-            .renewed(&standing, self.clock.now())
-            .ok_or(Refused::CallerGone)?;
+            .renewed(&policy, self.clock.now())
+            .ok_or(ServiceError::CallerGone)?;
         Ok((mutation, caller))
     }
 
@@ -135,7 +142,7 @@ impl Keyring {
         context: &CallContext,
         mutation: Begun,
         change: Change,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), ServiceError> {
         let told = (
             change.actor.clone(),
             change.kind,
@@ -187,9 +194,9 @@ impl Keyring {
     }
 }
 
-impl Tell for Keyring {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
-        self.turns.tell(page)
+impl Collect for Keyring {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
+        self.turns.collect(page)
     }
 }
 
@@ -215,7 +222,7 @@ async fn key_in_view(
     tenant: Option<&str>,
     id: KeyId,
     action: Action,
-) -> Result<Key, Refused> {
+) -> Result<Key, ServiceError> {
     admit_key(mutation.find_key(id).await?, caller, tenant, action)
 }
 
@@ -226,38 +233,41 @@ fn admit_key(
     caller: &Caller,
     tenant: Option<&str>,
     action: Action,
-) -> Result<Key, Refused> {
+) -> Result<Key, ServiceError> {
     let key = found
         .filter(|key| tenant.is_none_or(|tenant| tenant == key.tenant_id))
-        .ok_or(Refused::NoKey)?;
+        .ok_or(ServiceError::NoKey)?;
     // If the tenant does not exist for the caller, its keys do not exist either.
     authorize(caller, &key.tenant_id, action).map_err(|refused| match refused {
-        Refused::NoTenant => Refused::NoKey,
+        ServiceError::NoTenant => ServiceError::NoKey,
         other => other,
     })?;
     Ok(key)
 }
 
 /// Returns the tenant in the state that the mutation changes.
-async fn tenant_in(mutation: &mut dyn Mutation, tenant: &str) -> Result<Tenant, Refused> {
-    mutation.find_tenant(tenant).await?.ok_or(Refused::NoTenant)
+async fn tenant_in(mutation: &mut dyn Mutation, tenant: &str) -> Result<Tenant, ServiceError> {
+    mutation
+        .find_tenant(tenant)
+        .await?
+        .ok_or(ServiceError::NoTenant)
 }
 
 /// Checks that the caller may take `scopes` from a key or an owner. In tenant `system`, these are
 /// callers of gatekey, so only a caller that holds all their scopes may take anything from them.
 /// Revocation is not checked, because anyone who can revoke must be able to stop a stolen key.
-fn admit_change(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Refused> {
+fn admit_change(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), ServiceError> {
     if tenant == SYSTEM && !caller.holds(scopes) {
-        return Err(Refused::Stronger);
+        return Err(ServiceError::Stronger);
     }
     Ok(())
 }
 
 /// Checks that the caller may grant `scopes`. In tenant `system`, scopes are permissions on
 /// gatekey, which only a holder can grant.
-fn admit_grant(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), Refused> {
+fn admit_grant(caller: &Caller, tenant: &str, scopes: &Scopes) -> Result<(), ServiceError> {
     if tenant == SYSTEM && !caller.holds(scopes) {
-        return Err(Refused::NotHeld);
+        return Err(ServiceError::NotHeld);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     service::{
         context::CallContext,
-        refused::{Refused, authorize},
+        error::{ServiceError, authorize},
     },
     store::Mutation,
 };
@@ -28,7 +28,7 @@ impl Keyring {
         &self,
         context: &CallContext,
         mut owner: Owner,
-    ) -> Result<Owner, Refused> {
+    ) -> Result<Owner, ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         authorize(caller, &owner.tenant_id, Action::OwnersWrite)?;
@@ -54,14 +54,14 @@ impl Keyring {
     /// Deletes an owner's record, and returns it with the revision of the deletion.
     ///
     /// # Errors
-    /// [`Refused::NoOwner`], and the errors common to all calls. In tenant `system`, the deletion
+    /// [`ServiceError::NoOwner`], and the errors common to all calls. In tenant `system`, the deletion
     /// removes every limit on the owner's keys, so only a caller that holds all scopes may do it.
     pub async fn delete_owner(
         &self,
         context: &CallContext,
         tenant: &str,
         owner: &str,
-    ) -> Result<Owner, Refused> {
+    ) -> Result<Owner, ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         authorize(caller, tenant, Action::OwnersWrite)?;
@@ -71,7 +71,7 @@ impl Keyring {
         let mut owner = mutation
             .find_owner(tenant, owner)
             .await?
-            .ok_or(Refused::NoOwner)?;
+            .ok_or(ServiceError::NoOwner)?;
         owner.revision = mutation.revision();
         mutation.delete_owner(tenant, &owner.owner_id).await?;
 
@@ -84,18 +84,18 @@ impl Keyring {
     /// Returns the owner with this id.
     ///
     /// # Errors
-    /// [`Refused::NoOwner`], and the errors common to all calls.
+    /// [`ServiceError::NoOwner`], and the errors common to all calls.
     pub async fn find_owner(
         &self,
         caller: &Caller,
         tenant: &str,
         owner: &str,
-    ) -> Result<Owner, Refused> {
+    ) -> Result<Owner, ServiceError> {
         authorize(caller, tenant, Action::OwnersRead)?;
         self.store
             .find_owner(tenant, owner)
             .await?
-            .ok_or(Refused::NoOwner)
+            .ok_or(ServiceError::NoOwner)
     }
 
     /// Returns a tenant's owners, ordered by `owner_id`.
@@ -107,14 +107,14 @@ impl Keyring {
         caller: &Caller,
         tenant: &str,
         page: &Page,
-    ) -> Result<Vec<Owner>, Refused> {
+    ) -> Result<Vec<Owner>, ServiceError> {
         authorize(caller, tenant, Action::OwnersRead)?;
         let owners = self.store.list_owners(tenant, page).await?;
         if owners.is_empty() {
             self.store
                 .find_tenant(tenant)
                 .await?
-                .ok_or(Refused::NoTenant)?;
+                .ok_or(ServiceError::NoTenant)?;
         }
         Ok(owners)
     }
@@ -127,7 +127,7 @@ async fn admit_replacement(
     caller: &Caller,
     new: &Owner,
     now: Timestamp,
-) -> Result<(), Refused> {
+) -> Result<(), ServiceError> {
     let (tenant, owner) = (&*new.tenant_id, &*new.owner_id);
     if tenant != SYSTEM {
         return Ok(());

@@ -16,7 +16,7 @@ use crate::{
     },
     service::{
         context::CallContext,
-        refused::{Refused, authorize},
+        error::{ServiceError, authorize},
     },
 };
 
@@ -30,7 +30,7 @@ impl Keyring {
         &self,
         context: &CallContext,
         mut tenant: Tenant,
-    ) -> Result<Tenant, Refused> {
+    ) -> Result<Tenant, ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Change).await?;
         let caller = &caller;
         authorize(caller, &tenant.tenant_id, Action::TenantsWrite)?;
@@ -71,20 +71,24 @@ impl Keyring {
     /// Returns the tenant with this id.
     ///
     /// # Errors
-    /// [`Refused::NoTenant`], and the errors common to all calls.
-    pub async fn find_tenant(&self, caller: &Caller, tenant: &str) -> Result<Tenant, Refused> {
+    /// [`ServiceError::NoTenant`], and the errors common to all calls.
+    pub async fn find_tenant(&self, caller: &Caller, tenant: &str) -> Result<Tenant, ServiceError> {
         authorize(caller, tenant, Action::TenantsRead)?;
         self.store
             .find_tenant(tenant)
             .await?
-            .ok_or(Refused::NoTenant)
+            .ok_or(ServiceError::NoTenant)
     }
 
     /// Returns the tenants whose rules the caller may read, ordered by `tenant_id`.
     ///
     /// # Errors
     /// The errors common to all calls.
-    pub async fn list_tenants(&self, caller: &Caller, page: &Page) -> Result<Vec<Tenant>, Refused> {
+    pub async fn list_tenants(
+        &self,
+        caller: &Caller,
+        page: &Page,
+    ) -> Result<Vec<Tenant>, ServiceError> {
         let in_view = caller.tenants(Action::TenantsRead);
         Ok(self.store.list_tenants(&in_view, page).await?)
     }

@@ -13,12 +13,12 @@ use tokio::time::{self, Instant};
 
 use crate::{
     domain::caller::Principal,
-    meter::{Page, Tally, Tell},
+    metrics::{Collect, Encoder, ShardedCounter},
     service::{
         context::CallContext,
+        error::ServiceError,
         fair_queue::{Bounds, FairQueue, Load, Permit},
         presence::{Gone, Presence},
-        refused::Refused,
     },
     store::StoreError,
 };
@@ -71,7 +71,7 @@ const STAGES: [&str; 3] = ["hash", "queue", "transaction"];
 pub(super) struct Turns {
     changes: FairQueue<Principal, LANES>,
     reads: FairQueue<Principal, 1>,
-    abandoned: Tally<3>,
+    abandoned: ShardedCounter<3>,
 }
 
 impl Turns {
@@ -84,18 +84,22 @@ impl Turns {
         Self {
             changes: FairQueue::new(CHANGES, SCHEDULE),
             reads: FairQueue::new(reads, &[0]),
-            abandoned: Tally::default(),
+            abandoned: ShardedCounter::default(),
         }
     }
 
     /// Waits for the turn of a change. The turn lasts until the permit is dropped.
-    pub(super) async fn change(&self, context: &CallContext, lane: Lane) -> Result<Turn, Refused> {
+    pub(super) async fn change(
+        &self,
+        context: &CallContext,
+        lane: Lane,
+    ) -> Result<Turn, ServiceError> {
         let principal = context.caller.principal.clone();
         let entering = time::timeout(PATIENCE, self.changes.enter(lane as usize, principal));
         let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
         // Changes are short, so a wait this long means that the database does not respond.
         let entered = entered.map_err(|late| StoreError::Unavailable(late.into()))?;
-        entered.map_err(|_| Refused::ChangesBusy)
+        entered.map_err(|_| ServiceError::ChangesBusy)
     }
 
     /// Runs a long read in turn.
@@ -103,12 +107,12 @@ impl Turns {
         &self,
         context: &CallContext,
         read: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, Refused> {
+    ) -> Result<T, ServiceError> {
         let principal = context.caller.principal.clone();
         let entering = time::timeout(PATIENCE, self.reads.enter(0, principal));
         let entered = self.note(Stage::Queue, context.while_present(entering).await)?;
         let Ok(Ok(_permit)) = entered else {
-            return Err(Refused::ReadsBusy);
+            return Err(ServiceError::ReadsBusy);
         };
         Ok(read.await?)
     }
@@ -122,8 +126,8 @@ impl Turns {
     }
 }
 
-impl Tell for Turns {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Turns {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let ([revocations, changes], [reads]) = (self.changes.load(), self.reads.load());
         let lanes = [
             ("revocations", revocations),

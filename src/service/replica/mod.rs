@@ -8,8 +8,8 @@
 //! other change is later than the start of the lease. [`Replica::enforced`] waits until every
 //! replica has acknowledged a restricting change or has lost its lease.
 
-mod others;
-mod wait;
+mod enforcement;
+mod membership;
 
 use std::{
     fmt,
@@ -27,14 +27,14 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{others::Others, wait::Waits};
+use self::{enforcement::Waits, membership::Others};
 use super::{
     cache::Cache,
-    fault::{Fault, Faults},
+    failpoint::{Failpoint, Failpoints},
 };
 use crate::{
     domain::clock::Clock,
-    meter::{Page, Tell},
+    metrics::{Collect, Encoder},
     store::{Store, StoreError},
 };
 
@@ -56,7 +56,7 @@ pub struct Replica {
     /// The name of this membership's row; see [`Replica::join`].
     id: Mutex<String>,
     lease: Duration,
-    faults: Faults,
+    faults: Failpoints,
     /// The revision up to which the cache is current.
     applied: watch::Sender<i64>,
     /// The last known head of the log.
@@ -194,7 +194,7 @@ impl Replica {
                     // Not the maximum, because the log may have become shorter.
                     self.head.store(head, Ordering::Relaxed);
                     self.applied.send_replace(head);
-                    if self.faults.has(Fault::JoinGrants) {
+                    if self.faults.has(Failpoint::JoinGrants) {
                         self.cache.lease().grant(asked + self.lease);
                     }
                     info!(replica = id, revision = head, "joined");
@@ -259,7 +259,7 @@ impl Replica {
     /// Applies new events and acknowledges them. Renews the lease when it is due.
     async fn turn(&self, progress: &mut Progress) -> Result<(), Stop> {
         let followed = self.apply_batch(progress).await;
-        if !self.faults.has(Fault::NoFence) {
+        if !self.faults.has(Failpoint::NoFence) {
             followed?;
         }
         let since = progress
@@ -285,14 +285,14 @@ impl Replica {
             };
             progress.acknowledged = applied;
             self.head.fetch_max(head, Ordering::Relaxed);
-            while progress.applied < head && !self.faults.has(Fault::NoFence) {
+            while progress.applied < head && !self.faults.has(Failpoint::NoFence) {
                 let before = progress.applied;
                 self.apply_batch(progress).await?;
                 if progress.applied == before {
                     return Err(Stop::Lost(Lost::Unreadable));
                 }
             }
-            let from = if self.faults.has(Fault::LeaseFromAnswer) {
+            let from = if self.faults.has(Failpoint::LeaseFromAnswer) {
                 self.clock.uptime()
             } else {
                 asked
@@ -310,7 +310,7 @@ impl Replica {
     async fn apply_batch(&self, progress: &mut Progress) -> Result<(), Stop> {
         let next = self.store.events_from(progress.applied + 1, BATCH);
         let events = self.in_time(next).await?;
-        if self.faults.has(Fault::AcknowledgeFirst)
+        if self.faults.has(Failpoint::AcknowledgeFirst)
             && let Some(last) = events.last()
         {
             self.in_time(self.store.renew(&self.id(), last.revision))
@@ -337,8 +337,8 @@ impl Replica {
         &self,
         answer: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let patience = (self.lease / RENEWALS).max(PATIENCE_MIN);
-        let answered = time::timeout(patience, answer).await;
+        let deadline = (self.lease / RENEWALS).max(PATIENCE_MIN);
+        let answered = time::timeout(deadline, answer).await;
         answered.unwrap_or_else(|late| Err(StoreError::Unavailable(late.into())))
     }
 
@@ -349,8 +349,8 @@ impl Replica {
     }
 }
 
-impl Tell for Replica {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Replica {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         // Read in this order, so that the applied revision is not ahead of the head.
         let applied = *self.applied.borrow();
         let head = self.head.load(Ordering::Relaxed).max(applied);
@@ -374,7 +374,7 @@ impl Tell for Replica {
             "How many revisions of the log that were seen are not applied",
             head - applied,
         )?;
-        self.waits.tell(page)
+        self.waits.collect(page)
     }
 }
 

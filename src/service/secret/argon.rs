@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     domain::caller::Principal,
-    meter,
+    metrics,
     service::fair_queue::{Bounds, FairQueue, Load},
 };
 
@@ -228,7 +228,7 @@ impl Argon {
         work: impl FnOnce(&mut Vec<Block>) -> T + Send + 'static,
     ) -> Result<T, Busy> {
         // The span includes the wait for a turn.
-        meter::child(
+        metrics::child(
             "argon2",
             SpanKind::Internal,
             self.run_inside(requester, work),
@@ -245,7 +245,7 @@ impl Argon {
         let permit = permit.map_err(|_| Busy)?;
         let (idle, done) = (Arc::clone(&self.memory), Arc::clone(&self.done));
         let room = Arc::clone(&self.room);
-        let (tell, told) = oneshot::channel();
+        let (collect, told) = oneshot::channel();
         // A new thread costs a thousandth of a hash, and can have its own priority.
         let working = thread::Builder::new()
             .name("argon2".to_owned())
@@ -261,7 +261,7 @@ impl Argon {
                 done.fetch_add(1, Ordering::Relaxed);
                 lock(&idle).push(memory);
                 // The receiver may be gone.
-                let _ = tell.send(result);
+                let _ = collect.send(result);
             });
         working.map_err(|_| Busy)?;
         told.await.map_err(|_| Busy)

@@ -9,6 +9,8 @@
 mod admin;
 mod argon;
 mod pepper;
+pub mod pepper_check;
+pub mod pepper_migration;
 mod requester;
 
 use std::fmt;
@@ -23,7 +25,7 @@ use crate::{
         key::{Mac, Verifier},
         token::{KeyId, Plaintext, Presented},
     },
-    meter::{Page, Tally, Tell},
+    metrics::{Collect, Encoder, ShardedCounter},
 };
 
 pub use admin::{AdminToken, AdminTokenError};
@@ -61,12 +63,12 @@ pub struct Work {
 pub struct Secrets {
     peppers: Peppers,
     argon: Argon,
-    macs: Tally<1>,
-    rejected: Tally<1>,
+    macs: ShardedCounter<1>,
+    rejected: ShardedCounter<1>,
 }
 
-impl Tell for Secrets {
-    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+impl Collect for Secrets {
+    fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let (load, work) = (self.argon.load(), self.work());
         let by_purpose = || Requester::PURPOSES.into_iter().zip(load);
         page.gauges(
@@ -111,8 +113,8 @@ impl Secrets {
         Self {
             peppers,
             argon: Argon::new(cost),
-            macs: Tally::default(),
-            rejected: Tally::default(),
+            macs: ShardedCounter::default(),
+            rejected: ShardedCounter::default(),
         }
     }
 

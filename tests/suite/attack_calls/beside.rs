@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::{Key, Reason};
+use gatekey::api::proto::{Key, Reason};
 use tokio::time;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -235,7 +235,7 @@ async fn revoke(client: &Client, victim: &Key, until: Instant) -> (Times, Vec<St
     let (mut times, mut failed) = (Times::default(), Vec::new());
     while Instant::now() < until {
         let began = Instant::now();
-        let request = gatekey::grpc::proto::RevokeKeyRequest {
+        let request = gatekey::api::proto::RevokeKeyRequest {
             tenant_id: victim.tenant_id.clone(),
             key_id: victim.key_id.clone(),
             reason: String::new(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatekey::grpc::proto::{GetKeyRequest, GetTenantRequest, WatchEventsRequest};
+use gatekey::api::proto::{GetKeyRequest, GetTenantRequest, WatchEventsRequest};
 use prost::Message as _;
 use rustix::process::Signal;
 use tokio::{task::JoinSet, time};

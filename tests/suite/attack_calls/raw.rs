@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use gatekey::grpc::MESSAGE_MAX;
+use gatekey::api::MESSAGE_MAX;
 use h2::client::{ResponseFuture, SendRequest};
 use prost::Message;
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time};

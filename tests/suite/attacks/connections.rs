@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

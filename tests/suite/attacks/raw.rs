@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpSocket, TcpStream},

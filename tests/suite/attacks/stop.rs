@@ -152,7 +152,7 @@ async fn a_port_that_is_in_use_leaves_no_files_behind() {
             .env(variable, &address)
             .end()
             .await;
-        assert!(ended.refusal().contains(variable), "{ended:?}");
+        assert!(ended.deny_reason().contains(variable), "{ended:?}");
         let left = fs::read_dir(folder.path()).expect("a folder").count();
         assert_eq!(left, 0, "{variable}");
     }

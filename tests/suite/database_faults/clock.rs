@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use gatekey::grpc::proto::{CreateKeyRequest, Reason};
+use gatekey::api::proto::{CreateKeyRequest, Reason};
 
 use crate::{
     program::Program,
@@ -43,7 +43,7 @@ async fn expired_keys_stay_expired(setup: Setup) {
     turn(&setup, BACK);
     assert_eq!(admin.reason(&plaintext).await, Reason::Expired);
     let (second, _) = admin.issue("default", &["a"]).await;
-    let at = |key: &gatekey::grpc::proto::Key| key.created_at.expect("a time").seconds;
+    let at = |key: &gatekey::api::proto::Key| key.created_at.expect("a time").seconds;
     assert!(at(&second) > at(&first), "{first:?} {second:?}");
 }
 

@@ -1,6 +1,6 @@
 //! What a role, a database or a server has as its defaults changes nothing that matters.
 
-use gatekey::grpc::proto::{ListKeysRequest, Reason, RotateKeyRequest};
+use gatekey::api::proto::{ListKeysRequest, Reason, RotateKeyRequest};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::task::JoinSet;
 

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -131,7 +131,7 @@ async fn a_start_on_a_full_disk_says_so_at_once() {
         .env("GATEKEY_DATABASE_URL", url)
         .end()
         .await;
-    let line = ended.refusal();
+    let line = ended.deny_reason();
     assert!(line.contains("disk is full"), "{line}");
     assert!(ended.took < super::opening::AT_ONCE, "{ended:?}");
 }

@@ -15,7 +15,7 @@ use crate::{
 pub const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn told(ended: &Ended, why: &str) {
-    let line = ended.refusal();
+    let line = ended.deny_reason();
     assert!(line.contains(why), "{line}");
     assert!(ended.took < AT_ONCE, "{ended:?}");
 }

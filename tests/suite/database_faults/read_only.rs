@@ -1,7 +1,7 @@
 //! A primary that is made read-only for a while: changes fail and Validate goes on, and afterwards no session that
 //! began read-only is in the way.
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::task::{JoinSet, block_in_place};
 use tonic::Code;

@@ -1,6 +1,6 @@
 //! A server whose role may read and write rows, and nothing else.
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 use crate::{
@@ -51,7 +51,7 @@ async fn a_schema_that_is_behind_is_told_in_one_line_to_a_role_that_may_not_chan
     let refused = async |setup: &Setup| {
         for arguments in [&["serve"][..], &["migrate"]] {
             let ended = Program::of(setup, arguments).end().await;
-            let line = ended.refusal();
+            let line = ended.deny_reason();
             assert!(
                 line.starts_with("gatekey: GATEKEY_DATABASE_URL is invalid: "),
                 "{line}"

@@ -1,6 +1,6 @@
 //! Rows that somebody edited by hand: each denies, is shown as far as it can be read, and spoils nothing else.
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, Key, ListKeysRequest, ListOwnersRequest, ListTenantsRequest,
     Owner, Reason, Tenant, UpdateKeyRequest,
 };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatekey::grpc::proto::{EnforcementState, GetKeyRequest, Reason};
+use gatekey::api::proto::{EnforcementState, GetKeyRequest, Reason};
 use sqlx::Connection as _;
 use tokio::task::block_in_place;
 use tonic::Code;

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 
 /// A key with its owner's record and its tenant's rules. Times are microseconds.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct Record {
 
 /// What is asked about the key, by one who presents its secret.
 #[derive(Clone, Debug)]
-pub struct Question {
+pub struct ValidationRequest {
     pub now: i64,
     /// Whether it is asked for as a key of another tenant.
     pub elsewhere: bool,
@@ -44,7 +44,7 @@ pub struct Question {
 }
 
 /// The reason that the contract gives, and which scopes are missing.
-pub fn decide(world: &World, question: &Question) -> (Reason, Vec<String>) {
+pub fn decide(world: &World, question: &ValidationRequest) -> (Reason, Vec<String>) {
     let reason = first_reason(world, question);
     let missing = match reason {
         Reason::InsufficientScope => missing(world, question),
@@ -53,7 +53,7 @@ pub fn decide(world: &World, question: &Question) -> (Reason, Vec<String>) {
     (reason, missing)
 }
 
-fn first_reason(world: &World, question: &Question) -> Reason {
+fn first_reason(world: &World, question: &ValidationRequest) -> Reason {
     let owner = world.owner.as_ref();
     let unlisted = |name: &String| !world.basic_usernames.contains(name);
     let lacks = |scope: &String| owner.is_none_or(|owner| !any_grants(&owner.scopes, scope));
@@ -104,7 +104,7 @@ fn first_reason(world: &World, question: &Question) -> Reason {
 }
 
 /// The scopes without which the question is denied: of `any_scopes` one is enough.
-fn missing(world: &World, question: &Question) -> Vec<String> {
+fn missing(world: &World, question: &ValidationRequest) -> Vec<String> {
     let mut missing = question.required_scopes.clone();
     missing.retain(|scope| !in_force(world, scope));
     if !question

@@ -235,8 +235,8 @@ fn a_stop_has_time(of: &str, release: &Release) {
     let sleep = server["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64();
     let drain = variable(server, "GATEKEY_DRAIN").strip_suffix('s');
     let drain: u64 = drain.expect("seconds").parse().expect("a number");
-    let patience = release.pod()["spec"]["terminationGracePeriodSeconds"].as_u64();
-    assert!(patience > sleep.map(|sleep| sleep + drain), "{of}");
+    let deadline = release.pod()["spec"]["terminationGracePeriodSeconds"].as_u64();
+    assert!(deadline > sleep.map(|sleep| sleep + drain), "{of}");
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_secret_with_the_databases_url_is_all_that_is_needed() {
     };
     assert_eq!(service("startupProbe"), Json::Null);
     assert_eq!(service("livenessProbe"), Json::Null);
-    assert_eq!(service("readinessProbe"), gatekey::grpc::READINESS);
+    assert_eq!(service("readinessProbe"), gatekey::api::READINESS);
 
     assert!(release.notes.contains("release-gatekey.space.svc:50051"));
     assert!(release.notes.contains("helm -n space test release"));

@@ -23,7 +23,7 @@ use gatekey::{
         token::KeyId,
         usage::Uses,
     },
-    meter::{self, Tell},
+    metrics::{self, Collect},
     store::{
         Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition,
         Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
@@ -207,8 +207,8 @@ impl Seen {
     }
 }
 
-impl Tell for Seen {
-    fn tell(&self, _: &mut meter::Page<'_>) -> fmt::Result {
+impl Collect for Seen {
+    fn collect(&self, _: &mut metrics::Encoder<'_>) -> fmt::Result {
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     EnforcementState, EventType, ListEventsRequest, Reason, RevokeKeysRequest,
 };
 use rand::seq::IndexedRandom as _;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gatekey::grpc::proto::{Enforcement, EnforcementState};
+use gatekey::api::proto::{Enforcement, EnforcementState};
 use rustix::process::Signal;
 use tokio::{task::JoinSet, time::sleep};
 

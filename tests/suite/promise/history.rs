@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, fmt, time::Duration};
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use tonic::Code;
 
 use super::fault::Fault;
@@ -25,7 +25,7 @@ pub enum Answer {
     Allowed,
     Refused(Reason),
     /// Nothing could be decided, as a server may say that has no store, no room or no time.
-    Undecided(Code),
+    ValidateError(Code),
     /// The connection broke, there was none, or the client did not wait any longer.
     None,
 }
@@ -172,11 +172,11 @@ fn check(validation: &Validation, changes: &[&Change]) -> Option<Violation> {
             });
             (!narrowed).then(|| Violation::Refused(validation.clone()))
         }
-        Answer::Undecided(
+        Answer::ValidateError(
             Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Cancelled,
         )
         | Answer::None => None,
-        Answer::Undecided(_) => Some(Violation::Error(validation.clone())),
+        Answer::ValidateError(_) => Some(Violation::Error(validation.clone())),
     }
 }
 
@@ -304,7 +304,7 @@ mod tests {
         assert!(refused(Reason::Suspended, 95));
         assert!(refused(Reason::Revoked, 300));
         assert!(refused(Reason::NotFound, 300));
-        let error = |code| found(&[], asked(1, 1, Answer::Undecided(code))).is_some();
+        let error = |code| found(&[], asked(1, 1, Answer::ValidateError(code))).is_some();
         assert!(!error(Code::Unavailable) && !error(Code::ResourceExhausted));
         assert!(error(Code::Internal) && error(Code::Unauthenticated));
         assert!(found(&[], asked(1, 1, Answer::None)).is_none());

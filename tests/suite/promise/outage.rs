@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::{EnforcementState, KeyState, Reason};
+use gatekey::api::proto::{EnforcementState, KeyState, Reason};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},

@@ -1,6 +1,6 @@
 //! Behind PgBouncer in transaction mode nobody hears of changes: replicas find them by polling alone.
 
-use gatekey::grpc::proto::{EnforcementState, Reason};
+use gatekey::api::proto::{EnforcementState, Reason};
 use tokio::task::{JoinSet, block_in_place};
 
 use crate::support::{
@@ -54,7 +54,7 @@ async fn three_replicas_behind_a_transaction_pooler_keep_the_promise() {
     block_in_place(|| cluster.stop_as(Stop::Fast));
     block_in_place(|| cluster.start_again());
     let mut keys = clients[1].keys.clone();
-    let request = gatekey::grpc::proto::RevokeKeyRequest {
+    let request = gatekey::api::proto::RevokeKeyRequest {
         tenant_id: key.tenant_id,
         key_id: key.key_id,
         reason: String::new(),

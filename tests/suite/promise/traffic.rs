@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     DeleteOwnerRequest, Enforcement, EnforcementState, Key, Owner, PutOwnerRequest, Reason,
     RevokeKeyRequest, RevokeKeysRequest, UpdateKeyRequest,
 };
@@ -79,10 +79,10 @@ impl Traffic {
         while !self.is_done() {
             let key = *self.hot().choose(&mut rng).expect("there are steady keys");
             // Some wait for a replica that is paused, and are there when it goes on.
-            let patience = *[LEASE / 10, LEASE, LEASE * 6]
+            let deadline = *[LEASE / 10, LEASE, LEASE * 6]
                 .choose(&mut rng)
                 .expect("there are three");
-            let asked = self.ask(place, key, patience).await;
+            let asked = self.ask(place, key, deadline).await;
             let decided = asked.as_ref().is_some_and(|validation| {
                 matches!(validation.answer, Answer::Allowed | Answer::Refused(_))
             });
@@ -92,19 +92,19 @@ impl Traffic {
     }
 
     /// Asks the process in this place about a key, if there is one.
-    pub async fn ask(&self, place: usize, key: u32, patience: Duration) -> Option<Validation> {
+    pub async fn ask(&self, place: usize, key: u32, deadline: Duration) -> Option<Validation> {
         let slot = &self.fleet.slots[place];
         let served = slot.served()?;
         let plaintext = &self.fleet.keys[key as usize].plaintext;
         let mut question = ask(plaintext);
         question.required_scopes = texts(&[REQUIRED]);
         let mut request = Request::new(question);
-        request.set_timeout(patience);
+        request.set_timeout(deadline);
         let mut keys = served.client.keys.clone();
 
         let cut = slot.cut_since();
         let begin = self.fleet.now();
-        let answer = timeout(patience, keys.validate(request)).await;
+        let answer = timeout(deadline, keys.validate(request)).await;
         let end = self.fleet.now();
         let cut_off = cut.is_some_and(|since| since + CUT_FOR_CERTAIN < begin);
         Some(Validation {
@@ -119,7 +119,7 @@ impl Traffic {
                     reason => Answer::Refused(reason),
                 },
                 Ok(Err(status)) if is_local(&status) => Answer::None,
-                Ok(Err(status)) => Answer::Undecided(status.code()),
+                Ok(Err(status)) => Answer::ValidateError(status.code()),
             },
             cut_off: cut_off && slot.cut_since() == cut,
         })
@@ -268,7 +268,7 @@ impl Worker {
     ) -> Outcome {
         let fleet = &self.traffic.fleet;
         let slot = fleet.slots.choose(rng).expect("there are places");
-        let patience = match rng.random_range(0..10) {
+        let deadline = match rng.random_range(0..10) {
             0..2 => LEASE.mul_f64(rng.random_range(0.1..0.9)),
             2 => LEASE,
             _ => LEASE * 4,
@@ -278,8 +278,8 @@ impl Worker {
             return Outcome::Unknown; // it was not called: that is no change
         };
         let begin = fleet.now();
-        let call = self.call(&served.client, &call, patience);
-        let answer = timeout(patience, call).await;
+        let call = self.call(&served.client, &call, deadline);
+        let answer = timeout(deadline, call).await;
         let end = fleet.now();
         let outcome = match answer {
             Ok(Ok(enforcement)) => match enforcement.state() {
@@ -321,11 +321,11 @@ impl Worker {
         &self,
         client: &Client,
         call: &Call,
-        patience: Duration,
+        deadline: Duration,
     ) -> Result<Enforcement, Status> {
-        fn request<T>(message: T, patience: Duration) -> Request<T> {
+        fn request<T>(message: T, deadline: Duration) -> Request<T> {
             let mut request = Request::new(message);
-            request.set_timeout(patience);
+            request.set_timeout(deadline);
             request
         }
         let key = |key: u32| &self.traffic.fleet.keys[key as usize];
@@ -338,7 +338,7 @@ impl Worker {
                     key_id: key(*number).key_id.clone(),
                     reason: String::new(),
                 };
-                let answer = keys.revoke_key(request(revoke, patience)).await?;
+                let answer = keys.revoke_key(request(revoke, deadline)).await?;
                 answer.into_inner().enforcement
             }
             Call::RevokeAll(number) => {
@@ -347,7 +347,7 @@ impl Worker {
                     owner_id: key(*number).owner_id.clone(),
                     ..RevokeKeysRequest::default()
                 };
-                let answer = keys.revoke_keys(request(revoke, patience)).await?;
+                let answer = keys.revoke_keys(request(revoke, deadline)).await?;
                 answer.into_inner().enforcement
             }
             Call::Suspend(number, suspended) => {
@@ -361,7 +361,7 @@ impl Worker {
                         paths: texts(&["suspended"]),
                     }),
                 };
-                let answer = keys.update_key(request(update, patience)).await?;
+                let answer = keys.update_key(request(update, deadline)).await?;
                 answer.into_inner().enforcement
             }
             Call::Owner(number, Some(owner)) => {
@@ -372,7 +372,7 @@ impl Worker {
                         ..owner.clone()
                     }),
                 };
-                let answer = owners.put_owner(request(put, patience)).await?;
+                let answer = owners.put_owner(request(put, deadline)).await?;
                 answer.into_inner().enforcement
             }
             Call::Owner(number, None) => {
@@ -380,7 +380,7 @@ impl Worker {
                     tenant_id: tenant_id(),
                     owner_id: key(*number).owner_id.clone(),
                 };
-                let answer = owners.delete_owner(request(delete, patience)).await?;
+                let answer = owners.delete_owner(request(delete, deadline)).await?;
                 answer.into_inner().enforcement
             }
         };
@@ -388,7 +388,7 @@ impl Worker {
     }
 
     /// Asks every place about these keys, and goes on meanwhile.
-    fn probe(&mut self, keys: &[u32], patience: Duration) {
+    fn probe(&mut self, keys: &[u32], deadline: Duration) {
         while let Some(probed) = self.probes.try_join_next() {
             probed.expect("a probe ends");
         }
@@ -396,7 +396,7 @@ impl Worker {
             for &key in keys {
                 let traffic = Arc::clone(&self.traffic);
                 self.probes.spawn(async move {
-                    let asked = traffic.ask(place, key, patience).await;
+                    let asked = traffic.ask(place, key, deadline).await;
                     traffic.history().validations.extend(asked);
                 });
             }

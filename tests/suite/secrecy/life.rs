@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, Key, ListEventsRequest, ListKeysRequest, ListTenantsRequest,
     LookupKeyRequest, LookupKeyResponse, Owner, PutOwnerRequest, Reason, RevokeKeyRequest,
     RotateKeyRequest, Tenant, UpdateKeyRequest, ValidateRequest, ValidateResponse,

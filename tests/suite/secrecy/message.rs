@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gatekey::grpc::{
+use gatekey::api::{
     DESCRIPTORS,
     proto::{
         CreateKeyResponse, Key, LookupKeyRequest, RotateKeyResponse, ValidateRequest,
@@ -13,7 +13,7 @@ use prost::Message as _;
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 use tonic::{Request, Response};
 
-/// Every field that may hold a secret; a new one belongs here, and in `grpc/redact.rs`.
+/// Every field that may hold a secret; a new one belongs here, and in `api/redact.rs`.
 const SECRET_FIELDS: [&str; 5] = [
     "CreateKeyResponse.plaintext_key",
     "LookupKeyRequest.plaintext_key",

@@ -69,7 +69,7 @@ async fn a_database_that_others_could_read_is_closed_to_them() {
     }
     let again = server.kill9().start().await;
     let reason = again.admin().await.reason(&plaintext).await;
-    assert_eq!(reason, gatekey::grpc::proto::Reason::Allowed);
+    assert_eq!(reason, gatekey::api::proto::Reason::Allowed);
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_lock_file_is_neither_followed_nor_emptied() {
     fs::write(&notes, "precious").expect("the folder takes files");
     symlink(&notes, &lock).expect("the folder takes files");
     let ended = Program::of(&setup, &[]).end().await;
-    let line = ended.refusal();
+    let line = ended.deny_reason();
     assert!(
         line.contains("GATEKEY_DATABASE_URL") && line.contains("gatekey.db.lock"),
         "{line}"
@@ -113,7 +113,10 @@ async fn one_database_by_two_names_has_one_lock() {
         )
         .end()
         .await;
-    assert!(second.refusal().contains("another gatekey"), "{second:?}");
+    assert!(
+        second.deny_reason().contains("another gatekey"),
+        "{second:?}"
+    );
     server.stop().await;
 }
 
@@ -177,8 +180,8 @@ async fn tokens(setup: Setup) {
         (format!("{token}ü"), "printable ASCII"),
     ] {
         let ended = start(content).end().await;
-        assert!(ended.refusal().contains(why), "{ended:?}");
-        assert!(!ended.refusal().contains(&token), "{ended:?}");
+        assert!(ended.deny_reason().contains(why), "{ended:?}");
+        assert!(!ended.deny_reason().contains(&token), "{ended:?}");
     }
     let pepper = setup.folder().join("gatekey.pepper");
     let content =
@@ -219,7 +222,7 @@ async fn mounted(setup: Setup) {
     let open = fs::Permissions::from_mode(0o440);
     fs::set_permissions(data.join("token"), open).expect("it is ours");
     let ended = program().end().await;
-    assert!(ended.refusal().contains("chmod 600"), "{ended:?}");
+    assert!(ended.deny_reason().contains("chmod 600"), "{ended:?}");
     let mut server = program()
         .env("GATEKEY_ALLOW_READABLE_SECRETS", "true")
         .start();

@@ -160,7 +160,7 @@ async fn a_second_server_on_one_sqlite_file_is_told_so_in_one_line() {
     let second = Program::of(server.setup(), &[]).end().await;
     let file = server.folder().join("gatekey.db");
     assert_eq!(
-        second.refusal(),
+        second.deny_reason(),
         format!(
             "gatekey: GATEKEY_DATABASE_URL is invalid: {}: another gatekey serves {}: stop it, or give this one a file \
              of its own",

@@ -33,7 +33,7 @@ async fn where_nobody_listens_is_not_healthy() {
     let address = nobody.local_addr().expect("it is bound");
     drop(nobody);
     let ended = health(&setup, address).await;
-    assert!(ended.refusal().contains("is not ready"), "{ended:?}");
+    assert!(ended.deny_reason().contains("is not ready"), "{ended:?}");
 }
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn what_listens_and_never_answers_is_not_healthy() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = silent.local_addr().expect("it is bound");
     let ended = health(&Gatekey::sqlite(), address).await;
-    assert!(ended.refusal().contains("is not ready"), "{ended:?}");
+    assert!(ended.deny_reason().contains("is not ready"), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,7 +54,7 @@ async fn a_server_without_its_store_is_alive_and_not_ready_until_the_store_is_ba
     block_in_place(|| cluster.stop());
     server.wait_for_log("not ready").await;
     let ended = health(&setup, server.addr()).await;
-    assert!(ended.refusal().contains("is not ready"), "{ended:?}");
+    assert!(ended.deny_reason().contains("is not ready"), "{ended:?}");
     let mut probe =
         tonic_health::pb::health_client::HealthClient::new(server.admin().await.channel);
     let request = tonic_health::pb::HealthCheckRequest::default();

@@ -141,7 +141,7 @@ async fn a_value_that_cannot_work_is_told_in_one_line_with_its_variable_and_what
     ] {
         let ended = with(variable, value).await;
         let line = format!("gatekey: {variable} is invalid: {value}: {right}");
-        assert_eq!(ended.refusal(), line);
+        assert_eq!(ended.deny_reason(), line);
     }
 }
 
@@ -152,7 +152,7 @@ async fn a_value_that_is_no_text_is_told_in_one_line_with_its_variable() {
             continue; // a path need not be text
         }
         let ended = with(variable, OsStr::from_bytes(b"\xff\xfe")).await;
-        assert!(ended.refusal().contains(variable), "{ended:?}");
+        assert!(ended.deny_reason().contains(variable), "{ended:?}");
     }
 }
 
@@ -201,7 +201,7 @@ async fn a_port_in_use_is_told_in_one_line() {
     let address = taken.local_addr().expect("it is bound").to_string();
     for variable in ["GATEKEY_LISTEN", "GATEKEY_METRICS_LISTEN"] {
         let ended = with(variable, &address).await;
-        let line = ended.refusal();
+        let line = ended.deny_reason();
         let start = format!("gatekey: {variable} is invalid: {address}: ");
         assert!(line.starts_with(&start), "{line}");
         assert!(line.to_lowercase().contains("in use"), "{line}");
@@ -215,7 +215,7 @@ on_both_engines! {
             write_secret(&file, token);
             let ended = Program::of(&setup, &[]).env("GATEKEY_ADMIN_TOKEN_FILE", &file).end().await;
             assert_eq!(
-                ended.refusal(),
+                ended.deny_reason(),
                 format!(
                     "gatekey: GATEKEY_ADMIN_TOKEN_FILE is invalid: {}: the admin token must have 32 bytes or more, \
                      not {length}",
@@ -240,7 +240,7 @@ on_both_engines! {
         ] {
             write_secret(&file, &content);
             let ended = Program::of(&setup, &[]).env("GATEKEY_PEPPER_FILE", &file).end().await;
-            let line = ended.refusal();
+            let line = ended.deny_reason();
             let start = format!("gatekey: GATEKEY_PEPPER_FILE is invalid: {}: ", file.display());
             assert!(line.starts_with(&start), "{line}");
             assert!(line.contains(right), "of {content:?} it tells\n{line}");
@@ -254,7 +254,7 @@ on_both_engines! {
         for variable in ["GATEKEY_ADMIN_TOKEN_FILE", "GATEKEY_PEPPER_FILE"] {
             let folder = setup.folder().display().to_string();
             let ended = Program::of(&setup, &[]).env(variable, &folder).end().await;
-            let line = ended.refusal();
+            let line = ended.deny_reason();
             let start = format!("gatekey: {variable} is invalid: {folder}: ");
             assert!(line.starts_with(&start), "{line}");
         }
@@ -269,7 +269,7 @@ async fn on_sqlite_a_secret_that_cannot_be_made_is_told_in_one_line() {
             .env(variable, "/nowhere/file")
             .end()
             .await;
-        let line = ended.refusal();
+        let line = ended.deny_reason();
         let start = format!("gatekey: {variable} is invalid: /nowhere/file: ");
         assert!(line.starts_with(&start), "{line}");
     }
@@ -278,7 +278,7 @@ async fn on_sqlite_a_secret_that_cannot_be_made_is_told_in_one_line() {
 #[tokio::test]
 async fn an_sqlite_file_in_a_folder_that_is_not_there_is_told_in_one_line() {
     let ended = with("GATEKEY_DATABASE_URL", "sqlite:///nowhere/gatekey.db").await;
-    let line = ended.refusal();
+    let line = ended.deny_reason();
     let start = "gatekey: GATEKEY_DATABASE_URL is invalid: sqlite:///nowhere/gatekey.db: ";
     assert!(line.starts_with(start), "{line}");
 }
@@ -293,7 +293,7 @@ async fn an_sqlite_file_that_is_something_else_is_told_at_once_in_one_line() {
         .env("GATEKEY_DATABASE_URL", "sqlite://notes.txt")
         .end()
         .await;
-    let line = ended.refusal();
+    let line = ended.deny_reason();
     let start = "gatekey: GATEKEY_DATABASE_URL is invalid: sqlite://notes.txt: ";
     assert!(line.starts_with(start), "{line}");
     let kept = fs::read(folder.path().join("notes.txt")).expect("it is there");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use gatekey::grpc::proto::{GetTenantRequest, Reason, WatchEventsRequest};
+use gatekey::api::proto::{GetTenantRequest, Reason, WatchEventsRequest};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, time::Duration};
 
-use gatekey::grpc::proto::Reason;
+use gatekey::api::proto::Reason;
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::block_in_place;
 
@@ -37,7 +37,7 @@ on_both_engines! {
         ).await;
         for arguments in [&["serve"][..], &["migrate"]] {
             let ended = Program::of(&setup, arguments).end().await;
-            let line = ended.refusal();
+            let line = ended.deny_reason();
             assert!(line.starts_with("gatekey: GATEKEY_DATABASE_URL is invalid: "), "{line}");
             let end = ": its schema has version 20991231, which this gatekey does not know: run the \
                        gatekey that made it, or a newer one";
@@ -92,7 +92,7 @@ async fn on_postgresql_a_missing_secret_is_told_in_one_line_and_not_made() {
         let file = setup.folder().join("missing");
         let ended = Program::of(&setup, &[]).env(variable, &file).end().await;
         assert_eq!(
-            ended.refusal(),
+            ended.deny_reason(),
             format!(
                 "gatekey: {variable} is invalid: {}: there is no such file, and replicas must share one",
                 file.display()
@@ -199,7 +199,7 @@ async fn a_store_that_refuses_is_told_at_once_and_the_password_is_not() {
         let line = format!(
             "gatekey: GATEKEY_DATABASE_URL is invalid: postgres://{shown}: it refuses: {why}"
         );
-        assert_eq!(ended.refusal(), line);
+        assert_eq!(ended.deny_reason(), line);
         assert!(ended.took < AT_ONCE, "{ended:?}");
     }
 }

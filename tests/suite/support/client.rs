@@ -2,8 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use gatekey::domain::clock::{Clock as _, SystemClock};
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, CreateKeyResponse, Enforcement, Event, Key, Owner, PutOwnerRequest,
     PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest,
     ValidateResponse, WatchEventsResponse, event_service_client::EventServiceClient,
@@ -11,6 +10,7 @@ use gatekey::grpc::proto::{
     tenant_service_client::TenantServiceClient, validate_request::Credential,
     watch_events_response::Message,
 };
+use gatekey::domain::clock::{Clock as _, SystemClock};
 use tokio::time;
 use tonic::{
     Request, Status, Streaming,
@@ -161,15 +161,15 @@ impl Client {
     pub async fn revoke_stored(
         &self,
         key: &Stored,
-        patience: Option<Duration>,
+        deadline: Option<Duration>,
     ) -> Result<Enforcement, Status> {
         let mut request = Request::new(RevokeKeyRequest {
             tenant_id: "default".to_owned(),
             key_id: key.key_id.clone(),
             reason: String::new(),
         });
-        if let Some(patience) = patience {
-            request.set_timeout(patience);
+        if let Some(deadline) = deadline {
+            request.set_timeout(deadline);
         }
         let answer = self.keys.clone().revoke_key(request).await?.into_inner();
         Ok(answer

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, EventType, Key, KeyState, ListEventsRequest, ListKeysRequest, Reason,
     RevokeKeyRequest, RotateKeyRequest, Tenant,
 };

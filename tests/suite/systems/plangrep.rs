@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::SystemTime};
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, Key, KeyState, Reason, RevokeKeysRequest, ValidateResponse,
 };
 use tonic::Code;
@@ -119,7 +119,7 @@ on_both_engines! {
         for credential in [&plaintext, &all] {
             let caller = admin.with(credential);
             refused(caller.try_create(new_key(TENANT, &["jobs:read"])).await, Code::Unauthenticated, "CREDENTIAL_INVALID");
-            let revoke = gatekey::grpc::proto::RevokeKeyRequest {
+            let revoke = gatekey::api::proto::RevokeKeyRequest {
                 tenant_id: TENANT.to_owned(),
                 key_id: key.key_id.clone(),
                 ..Default::default()

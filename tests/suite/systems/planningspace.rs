@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, KeyState, ListKeysRequest, Owner, Reason, RevokeKeysRequest, Tenant,
     ValidateRequest,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use gatekey::grpc::proto::{
+use gatekey::api::proto::{
     CreateKeyRequest, KeyState, Owner, Reason, RevokeKeysRequest, RotateKeyRequest,
 };
 use tonic::Code;
@@ -188,7 +188,7 @@ on_both_engines! {
         for made in created.values().step_by(MANY / 100) {
             assert_eq!(admin.reason(&made.plaintext).await, Reason::Revoked);
         }
-        let active = gatekey::grpc::proto::ListKeysRequest {
+        let active = gatekey::api::proto::ListKeysRequest {
             states: vec![KeyState::Active.into()],
             ..of_tenant(TENANT)
         };

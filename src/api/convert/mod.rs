@@ -1,0 +1,5 @@
+//! Conversion between protobuf messages and domain types.
+
+pub(super) mod request;
+pub(super) mod response;
+pub(super) mod status;

@@ -1,0 +1,380 @@
+//! The handlers of KeyService.
+
+use prost::Message as _;
+use tonic::{Request, Response, Status};
+
+use super::{
+    Api, Peer,
+    convert::request::Fields,
+    convert::response,
+    convert::status::{self, Invalid},
+    middleware::deadline::CallDeadline,
+    proto::{
+        self, CreateKeyRequest, CreateKeyResponse, GetKeyRequest, GetKeyResponse, ListKeysRequest,
+        ListKeysResponse, LookupKeyRequest, LookupKeyResponse, RevokeKeyRequest, RevokeKeyResponse,
+        RevokeKeysRequest, RevokeKeysResponse, RotateKeyRequest, RotateKeyResponse,
+        UpdateKeyRequest, UpdateKeyResponse, ValidateRequest, ValidateResponse,
+        key_service_server::KeyService,
+    },
+};
+use crate::{
+    domain::{
+        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, page, token::KeyId,
+    },
+    service::{
+        error::ServiceError,
+        keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
+    },
+    store::KeyQuery,
+};
+
+/// The maximum overlap of a rotation: 30 days.
+const OVERLAP_MAX: std::time::Duration = std::time::Duration::from_hours(30 * 24);
+
+#[tonic::async_trait]
+impl KeyService for Api {
+    async fn create_key(
+        &self,
+        request: Request<CreateKeyRequest>,
+    ) -> Result<Response<CreateKeyResponse>, Status> {
+        let deadline = CallDeadline::of(request.metadata());
+        let context = self.context(&request, Action::KeysCreate).await?;
+        let new = parse_new_key(request.into_inner(), self.clock.now())?;
+        let Issued {
+            key,
+            plaintext,
+            replaced,
+        } = self.keyring.create(&context, new).await?;
+        if replaced {
+            // This response has no field for the result; the responses for the old keys contain it.
+            self.enforced(key.revision, deadline).await;
+        }
+        Ok(Response::new(CreateKeyResponse {
+            key: Some(response::key(key, self.clock.now())),
+            plaintext_key: plaintext.expose().to_owned(),
+        }))
+    }
+
+    async fn validate(
+        &self,
+        request: Request<ValidateRequest>,
+    ) -> Result<Response<ValidateResponse>, Status> {
+        // The connection service handles Validate before it reaches this handler. This is the same
+        // response, for a caller that reaches the service directly.
+        let headers = request.metadata().as_ref();
+        let asker = self.identify_asker(headers, &Peer::of(&request)).await?;
+        let mut written = Vec::new();
+        self.answer_validate(&asker, request.into_inner())
+            .await?
+            .write(&mut written);
+        let answer = ValidateResponse::decode(&*written).map_err(|_| status::unreadable())?;
+        Ok(Response::new(answer))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        let context = self.context(&request, Action::KeysList).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let query = KeyQuery {
+            tenant_id: fields.tenant_id("tenant_id", request.tenant_id),
+            owner_id: fields.optional_owner_id("owner_id", request.owner_id),
+            states: parse_states(&mut fields, &request.states),
+            label_contains: Some(fields.line("label_contains", request.label_contains, 0..=120))
+                .filter(|part| !part.is_empty()),
+            expires_before: fields.time("expires_before", request.expires_before),
+        };
+        let page = fields.page(&query, request.page_size, &request.page_token);
+        fields.check()?;
+        let listed = self
+            .keyring
+            .list_keys(&context, &query, &page.and_one())
+            .await?;
+        let now = self.clock.now();
+        let (keys, mut next_page_token) = response::list(
+            &query,
+            &page,
+            listed.keys,
+            |key| key.created_revision.to_string(),
+            |key| response::key(key, now),
+        );
+        if let (true, Some(to)) = (next_page_token.is_empty(), listed.looked_to) {
+            next_page_token = page::token(&query, &to.to_string());
+        }
+        Ok(Response::new(ListKeysResponse {
+            keys,
+            next_page_token,
+        }))
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<RevokeKeyRequest>,
+    ) -> Result<Response<RevokeKeyResponse>, Status> {
+        let deadline = CallDeadline::of(request.metadata());
+        let context = self.context(&request, Action::KeysRevoke).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.tenant_id("tenant_id", request.tenant_id);
+        let reason = fields.text("reason", request.reason);
+        let id = parse_key_id(fields, &request.key_id)?;
+        let (key, since) = self.keyring.revoke(&context, &tenant, id, reason).await?;
+        let enforcement = self.enforced(since, deadline).await;
+        Ok(Response::new(RevokeKeyResponse {
+            key: Some(response::key(key, self.clock.now())),
+            enforcement: Some(enforcement),
+        }))
+    }
+
+    async fn revoke_keys(
+        &self,
+        request: Request<RevokeKeysRequest>,
+    ) -> Result<Response<RevokeKeysResponse>, Status> {
+        let deadline = CallDeadline::of(request.metadata());
+        let context = self.context(&request, Action::KeysRevoke).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.tenant_id("tenant_id", request.tenant_id);
+        let owner = fields.optional_owner_id("owner_id", request.owner_id);
+        let reason = fields.text("reason", request.reason);
+        fields.check()?;
+        if request.dry_run {
+            let counting = self
+                .keyring
+                .count_living(&context, &tenant, owner.as_deref());
+            let (count, count_capped) = counting.await?;
+            return Ok(Response::new(RevokeKeysResponse {
+                revoked_count: i32::try_from(count).unwrap_or(i32::MAX),
+                count_capped,
+                ..RevokeKeysResponse::default()
+            }));
+        }
+        let revoked = self
+            .keyring
+            .revoke_all(&context, &tenant, owner, reason)
+            .await?;
+        let enforcement = self.enforced(revoked.since, deadline).await;
+        Ok(Response::new(RevokeKeysResponse {
+            revoked_count: i32::try_from(revoked.count).unwrap_or(i32::MAX),
+            enforcement: Some(enforcement),
+            revision: revoked.revision.unwrap_or_default(),
+            count_capped: false,
+        }))
+    }
+
+    async fn rotate_key(
+        &self,
+        request: Request<RotateKeyRequest>,
+    ) -> Result<Response<RotateKeyResponse>, Status> {
+        let deadline = CallDeadline::of(request.metadata());
+        let context = self.context(&request, Action::KeysRotate).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let overlap = fields.span("overlap", request.overlap).unwrap_or_default();
+        if overlap > OVERLAP_MAX {
+            fields.note("overlap", "must be at most 30 days");
+        }
+        let rotation = Rotation {
+            overlap,
+            lifetime: parse_lifetime(
+                &mut fields,
+                request.expires_at,
+                request.ttl,
+                self.clock.now(),
+            ),
+        };
+        let id = parse_key_id(fields, &request.key_id)?;
+        let Issued { key, plaintext, .. } = self
+            .keyring
+            .rotate(&context, tenant.as_deref(), id, rotation)
+            .await?;
+        let enforcement = self.enforced(key.revision, deadline).await;
+        Ok(Response::new(RotateKeyResponse {
+            key: Some(response::key(key, self.clock.now())),
+            plaintext_key: plaintext.expose().to_owned(),
+            enforcement: Some(enforcement),
+        }))
+    }
+
+    async fn get_key(
+        &self,
+        request: Request<GetKeyRequest>,
+    ) -> Result<Response<GetKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysGet).await?;
+        let request = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let id = parse_key_id(fields, &request.key_id)?;
+        let key = self
+            .keyring
+            .find_key(&caller, tenant.as_deref(), id, Action::KeysGet)
+            .await?;
+        Ok(Response::new(GetKeyResponse {
+            key: Some(response::key(key, self.clock.now())),
+        }))
+    }
+
+    async fn lookup_key(
+        &self,
+        request: Request<LookupKeyRequest>,
+    ) -> Result<Response<LookupKeyResponse>, Status> {
+        let caller = self.identify(&request, Action::KeysLookup).await?;
+        let request = request.into_inner();
+        let credential = Credential::key(request.plaintext_key);
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let presented = credential.presented();
+        if presented.is_none() {
+            fields.note(
+                "plaintext_key",
+                "must be a whole key: its form or its checksum is wrong",
+            );
+        }
+        let presented = checked(fields, presented)?;
+        if !self.validator.recognizes(presented).await? {
+            return Err(ServiceError::NoKey.into());
+        }
+        let (id, action) = (presented.id(), Action::KeysLookup);
+        let key = self
+            .keyring
+            .find_key(&caller, tenant.as_deref(), id, action)
+            .await?;
+        Ok(Response::new(LookupKeyResponse {
+            key: Some(response::key(key, self.clock.now())),
+        }))
+    }
+
+    async fn update_key(
+        &self,
+        request: Request<UpdateKeyRequest>,
+    ) -> Result<Response<UpdateKeyResponse>, Status> {
+        let deadline = CallDeadline::of(request.metadata());
+        let context = self.context(&request, Action::KeysUpdate).await?;
+        let request = request.into_inner();
+        let key = request.key.unwrap_or_default();
+        let paths = request.update_mask.unwrap_or_default().paths;
+        let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("key.tenant_id", key.tenant_id.clone());
+        let id = fields.key_id("key.key_id", &key.key_id);
+        let patch = parse_patch(&mut fields, &key, &paths, self.clock.now());
+        let id = checked(fields, id)?;
+        let key = self
+            .keyring
+            .update(&context, tenant.as_deref(), id, patch)
+            .await?;
+        let enforcement = self.enforced(key.revision, deadline).await;
+        Ok(Response::new(UpdateKeyResponse {
+            key: Some(response::key(key, self.clock.now())),
+            enforcement: Some(enforcement),
+        }))
+    }
+}
+
+fn parse_new_key(request: CreateKeyRequest, now: Timestamp) -> Result<NewKey, Invalid> {
+    let mut fields = Fields::default();
+    let request_id = fields.line("request_id", request.request_id, 0..=128);
+    let new = NewKey {
+        tenant_id: fields.tenant_id("tenant_id", request.tenant_id),
+        owner_id: fields.owner_id("owner_id", request.owner_id),
+        label: fields.line("label", request.label, 1..=120),
+        description: fields.text("description", request.description),
+        scopes: fields.key_scopes("scopes", &request.scopes),
+        audiences: fields.audiences("audiences", request.audiences),
+        allowed_cidrs: fields.cidrs("allowed_cidrs", &request.allowed_cidrs),
+        metadata: fields.metadata("metadata", request.metadata),
+        lifetime: parse_lifetime(&mut fields, request.expires_at, request.ttl, now),
+        request_id: (!request_id.is_empty()).then_some(request_id),
+    };
+    fields.check()?;
+    Ok(new)
+}
+
+fn parse_lifetime(
+    fields: &mut Fields,
+    expires_at: Option<prost_types::Timestamp>,
+    ttl: Option<prost_types::Duration>,
+    now: Timestamp,
+) -> Option<Lifetime> {
+    if expires_at.is_some() && ttl.is_some() {
+        fields.note("ttl", "must not be given together with expires_at");
+    }
+    let until = fields
+        .future("expires_at", expires_at, now)
+        .map(Lifetime::Until);
+    until.or(fields.positive_span("ttl", ttl).map(Lifetime::For))
+}
+
+fn parse_patch(
+    fields: &mut Fields,
+    key: &proto::Key,
+    paths: &[String],
+    now: Timestamp,
+) -> KeyPatch {
+    let mut patch = KeyPatch::default();
+    if paths.is_empty() {
+        fields.note("update_mask", "must name what is to change");
+    }
+    for path in paths {
+        match path.as_str() {
+            "label" => patch.label = Some(fields.line("key.label", key.label.clone(), 1..=120)),
+            "description" => {
+                patch.description = Some(fields.text("key.description", key.description.clone()));
+            }
+            "scopes" => patch.scopes = Some(fields.key_scopes("key.scopes", &key.scopes)),
+            "audiences" => {
+                patch.audiences = Some(fields.audiences("key.audiences", key.audiences.clone()));
+            }
+            "allowed_cidrs" => {
+                patch.allowed_cidrs = Some(fields.cidrs("key.allowed_cidrs", &key.allowed_cidrs));
+            }
+            "metadata" => {
+                patch.metadata = Some(fields.metadata("key.metadata", key.metadata.clone()));
+            }
+            "expires_at" => {
+                patch.expires_at = Some(fields.future("key.expires_at", key.expires_at, now));
+            }
+            "suspended" => patch.suspended = Some(key.suspended),
+            _ => fields.note(
+                "update_mask",
+                "may name label, description, scopes, audiences, allowed_cidrs, metadata, \
+                 expires_at and suspended alone",
+            ),
+        }
+    }
+    patch
+}
+
+fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
+    let mut parsed = Vec::new();
+    for (place, state) in states.iter().enumerate() {
+        let state = match proto::KeyState::try_from(*state) {
+            Ok(proto::KeyState::Active) => KeyState::Active,
+            Ok(proto::KeyState::Suspended) => KeyState::Suspended,
+            Ok(proto::KeyState::Expired) => KeyState::Expired,
+            Ok(proto::KeyState::Revoked) => KeyState::Revoked,
+            Ok(proto::KeyState::Unspecified) | Err(_) => {
+                fields.note(format!("states[{place}]"), "must be a known state");
+                continue;
+            }
+        };
+        if !parsed.contains(&state) {
+            parsed.push(state);
+        }
+    }
+    parsed
+}
+
+/// Parses the key ID of a request, and checks all fields that were parsed.
+fn parse_key_id(mut fields: Fields, value: &str) -> Result<KeyId, Invalid> {
+    let id = fields.key_id("key_id", value);
+    checked(fields, id)
+}
+
+/// Returns a parsed field once all fields are valid. It is absent only if it was noted as invalid.
+fn checked<T>(fields: Fields, value: Option<T>) -> Result<T, Invalid> {
+    fields.check()?;
+    value.ok_or_else(|| Invalid(Vec::new()))
+}
