@@ -112,9 +112,12 @@ fn parse_kinds(fields: &mut Fields, types: &[i32]) -> Vec<EventKind> {
             Ok(proto::EventType::KeyRotated) => EventKind::KeyRotated,
             Ok(proto::EventType::KeyRevoked) => EventKind::KeyRevoked,
             Ok(proto::EventType::KeysRevoked) => EventKind::KeysRevoked,
-            Ok(proto::EventType::OwnerPut) => EventKind::OwnerPut,
+            Ok(proto::EventType::OwnerCreated) => EventKind::OwnerCreated,
+            Ok(proto::EventType::OwnerUpdated) => EventKind::OwnerUpdated,
             Ok(proto::EventType::OwnerDeleted) => EventKind::OwnerDeleted,
-            Ok(proto::EventType::TenantPut) => EventKind::TenantPut,
+            Ok(proto::EventType::TenantCreated) => EventKind::TenantCreated,
+            Ok(proto::EventType::TenantUpdated) => EventKind::TenantUpdated,
+            Ok(proto::EventType::TenantDeleted) => EventKind::TenantDeleted,
             Ok(proto::EventType::Unspecified) | Err(_) => {
                 fields.note(format!("types[{place}]"), "must be a known type");
                 continue;

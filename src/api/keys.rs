@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api, Peer,
+    convert::mask::{Field, Mask},
     convert::request::Fields,
     convert::response,
     convert::status::{self, Invalid},
@@ -255,11 +256,13 @@ impl KeyService for Api {
         let context = self.context(&request, Action::KeysUpdate).await?;
         let request = request.into_inner();
         let key = request.key.unwrap_or_default();
-        let paths = request.update_mask.unwrap_or_default().paths;
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("key.tenant_id", key.tenant_id.clone());
         let id = fields.key_id("key.key_id", &key.key_id);
-        let patch = parse_patch(&mut fields, &key, &paths, self.clock.now());
+        let known = known_fields(&key);
+        let mask = Mask::parse(&mut fields, request.update_mask, &known);
+        mask.require(&mut fields, &known);
+        let patch = parse_patch(&mut fields, &key, &mask, self.clock.now());
         let id = checked(fields, id)?;
         let key = self
             .keyring
@@ -307,43 +310,46 @@ fn parse_lifetime(
     until.or(fields.positive_span("ttl", ttl).map(Lifetime::For))
 }
 
-fn parse_patch(
-    fields: &mut Fields,
-    key: &proto::Key,
-    paths: &[String],
-    now: Timestamp,
-) -> KeyPatch {
-    let mut patch = KeyPatch::default();
-    if paths.is_empty() {
-        fields.note("update_mask", "must name what is to change");
-    }
-    for path in paths {
-        match path.as_str() {
-            "label" => patch.label = Some(fields.line("key.label", key.label.clone(), 1..=120)),
-            "description" => {
-                patch.description = Some(fields.text("key.description", key.description.clone()));
-            }
-            "scopes" => patch.scopes = Some(fields.key_scopes("key.scopes", &key.scopes)),
-            "audiences" => {
-                patch.audiences = Some(fields.audiences("key.audiences", key.audiences.clone()));
-            }
-            "allowed_cidrs" => {
-                patch.allowed_cidrs = Some(fields.cidrs("key.allowed_cidrs", &key.allowed_cidrs));
-            }
-            "metadata" => {
-                patch.metadata = Some(fields.metadata("key.metadata", key.metadata.clone()));
-            }
-            "expires_at" => {
-                patch.expires_at = Some(fields.future("key.expires_at", key.expires_at, now));
-            }
-            "suspended" => patch.suspended = Some(key.suspended),
-            _ => fields.note(
-                "update_mask",
-                "may name label, description, scopes, audiences, allowed_cidrs, metadata, \
-                 expires_at and suspended alone",
-            ),
-        }
-    }
+/// Returns the fields of a key that an update can change.
+fn known_fields(key: &proto::Key) -> [Field; 8] {
+    let field = |path, populated| Field { path, populated };
+    [
+        field("label", !key.label.is_empty()),
+        field("description", !key.description.is_empty()),
+        field("scopes", !key.scopes.is_empty()),
+        field("audiences", !key.audiences.is_empty()),
+        field("allowed_cidrs", !key.allowed_cidrs.is_empty()),
+        field("metadata", !key.metadata.is_empty()),
+        field("expires_at", key.expires_at.is_some()),
+        field("suspended", key.suspended.is_some()),
+    ]
+}
+
+fn parse_patch(fields: &mut Fields, key: &proto::Key, mask: &Mask, now: Timestamp) -> KeyPatch {
+    let mut patch = KeyPatch {
+        revision: (key.revision != 0).then_some(key.revision),
+        suspended: mask.select("suspended", || key.suspended.unwrap_or_default()),
+        ..KeyPatch::default()
+    };
+    patch.label = mask.select("label", || {
+        fields.line("key.label", key.label.clone(), 1..=120)
+    });
+    patch.description = mask.select("description", || {
+        fields.text("key.description", key.description.clone())
+    });
+    patch.scopes = mask.select("scopes", || fields.key_scopes("key.scopes", &key.scopes));
+    patch.audiences = mask.select("audiences", || {
+        fields.audiences("key.audiences", key.audiences.clone())
+    });
+    patch.allowed_cidrs = mask.select("allowed_cidrs", || {
+        fields.cidrs("key.allowed_cidrs", &key.allowed_cidrs)
+    });
+    patch.metadata = mask.select("metadata", || {
+        fields.metadata("key.metadata", key.metadata.clone())
+    });
+    patch.expires_at = mask.select("expires_at", || {
+        fields.future("key.expires_at", key.expires_at, now)
+    });
     patch
 }
 

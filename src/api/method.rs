@@ -3,7 +3,7 @@
 use crate::domain::caller::Action;
 
 /// Every method. Paths that clients make up are not among them.
-pub(super) const METHODS: [&str; 18] = [
+pub(super) const METHODS: [&str; 21] = [
     "gatekey.v1.KeyService/Validate",
     "gatekey.v1.KeyService/CreateKey",
     "gatekey.v1.KeyService/GetKey",
@@ -13,13 +13,16 @@ pub(super) const METHODS: [&str; 18] = [
     "gatekey.v1.KeyService/RevokeKeys",
     "gatekey.v1.KeyService/RotateKey",
     "gatekey.v1.KeyService/UpdateKey",
+    "gatekey.v1.OwnerService/CreateOwner",
     "gatekey.v1.OwnerService/DeleteOwner",
     "gatekey.v1.OwnerService/GetOwner",
     "gatekey.v1.OwnerService/ListOwners",
-    "gatekey.v1.OwnerService/PutOwner",
+    "gatekey.v1.OwnerService/UpdateOwner",
+    "gatekey.v1.TenantService/CreateTenant",
+    "gatekey.v1.TenantService/DeleteTenant",
     "gatekey.v1.TenantService/GetTenant",
     "gatekey.v1.TenantService/ListTenants",
-    "gatekey.v1.TenantService/PutTenant",
+    "gatekey.v1.TenantService/UpdateTenant",
     "gatekey.v1.EventService/ListEvents",
     "gatekey.v1.EventService/WatchEvents",
 ];
@@ -35,10 +38,14 @@ pub(super) fn action(method: &str) -> Option<Action> {
         "KeyService/RevokeKey" | "KeyService/RevokeKeys" => Action::KeysRevoke,
         "KeyService/RotateKey" => Action::KeysRotate,
         "KeyService/UpdateKey" => Action::KeysUpdate,
-        "OwnerService/DeleteOwner" | "OwnerService/PutOwner" => Action::OwnersWrite,
+        "OwnerService/CreateOwner" | "OwnerService/DeleteOwner" | "OwnerService/UpdateOwner" => {
+            Action::OwnersWrite
+        }
         "OwnerService/GetOwner" | "OwnerService/ListOwners" => Action::OwnersRead,
         "TenantService/GetTenant" | "TenantService/ListTenants" => Action::TenantsRead,
-        "TenantService/PutTenant" => Action::TenantsWrite,
+        "TenantService/CreateTenant"
+        | "TenantService/DeleteTenant"
+        | "TenantService/UpdateTenant" => Action::TenantsWrite,
         "EventService/ListEvents" | "EventService/WatchEvents" => Action::EventsRead,
         _ => return None,
     })

@@ -63,9 +63,12 @@ impl Change {
                 Touched::Keys(self.key_id.into_iter().chain(listed("replaced")).collect())
             }
             EventKind::KeysRevoked
-            | EventKind::OwnerPut
+            | EventKind::OwnerCreated
+            | EventKind::OwnerUpdated
             | EventKind::OwnerDeleted
-            | EventKind::TenantPut => match &self.owner_id {
+            | EventKind::TenantCreated
+            | EventKind::TenantUpdated
+            | EventKind::TenantDeleted => match &self.owner_id {
                 Some(owner) => Touched::Owner {
                     tenant: self.tenant_id.clone(),
                     owner: owner.clone(),
@@ -83,21 +86,27 @@ pub enum EventKind {
     KeyRotated,
     KeyRevoked,
     KeysRevoked,
-    OwnerPut,
+    OwnerCreated,
+    OwnerUpdated,
     OwnerDeleted,
-    TenantPut,
+    TenantCreated,
+    TenantUpdated,
+    TenantDeleted,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::KeyCreated,
         Self::KeyUpdated,
         Self::KeyRotated,
         Self::KeyRevoked,
         Self::KeysRevoked,
-        Self::OwnerPut,
+        Self::OwnerCreated,
+        Self::OwnerUpdated,
         Self::OwnerDeleted,
-        Self::TenantPut,
+        Self::TenantCreated,
+        Self::TenantUpdated,
+        Self::TenantDeleted,
     ];
 
     /// Returns the name that is stored and logged.
@@ -109,9 +118,12 @@ impl EventKind {
             Self::KeyRotated => "key_rotated",
             Self::KeyRevoked => "key_revoked",
             Self::KeysRevoked => "keys_revoked",
-            Self::OwnerPut => "owner_put",
+            Self::OwnerCreated => "owner_created",
+            Self::OwnerUpdated => "owner_updated",
             Self::OwnerDeleted => "owner_deleted",
-            Self::TenantPut => "tenant_put",
+            Self::TenantCreated => "tenant_created",
+            Self::TenantUpdated => "tenant_updated",
+            Self::TenantDeleted => "tenant_deleted",
         }
     }
 

@@ -3,7 +3,7 @@
 use super::scope::Scopes;
 
 /// An owner's record. An owner without a record does not limit its keys.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Owner {
     /// The tenant of the owner.
     pub tenant_id: String,

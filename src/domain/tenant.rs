@@ -14,6 +14,9 @@ use super::{
 /// The tenant of gatekey itself: its keys are the credentials of gatekey's callers.
 pub const SYSTEM: &str = "system";
 
+/// The tenant for callers that have no other.
+pub const DEFAULT: &str = "default";
+
 /// A workspace, whose keys, owners and rules are separate from those of every other.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tenant {
@@ -49,6 +52,18 @@ pub struct Tenant {
     pub unreadable: bool,
 }
 
+/// A reason why a tenant cannot be deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum TenantUse {
+    #[error("gatekey needs tenants default and system")]
+    BuiltIn,
+    #[error("it has or had keys, whose history stays; suspend it instead")]
+    Keys,
+    /// The maximum number of owners of a deleted tenant.
+    #[error("it has more than {0} owners; delete them first")]
+    Owners(usize),
+}
+
 /// The effect of creating a key above the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnLimit {
@@ -73,9 +88,11 @@ pub enum Rule {
     MaxTtl(Duration),
     #[error("the owner has as many active keys as the tenant allows: {0}")]
     MaxActiveKeysPerOwner(u32),
-    #[error("a part of the tenant's record cannot be read: write it anew")]
+    #[error(
+        "a part of the tenant's record cannot be read: replace it by UpdateTenant with update_mask `*`"
+    )]
     TenantUnreadable,
-    #[error("the tenant requires the owner to have a record: see PutOwner")]
+    #[error("the tenant requires the owner to have a record: see CreateOwner")]
     RequireOwner,
     #[error("the tenant requires the owner to have the scope {0}")]
     RequiredOwnerScope(Scope),
@@ -102,6 +119,12 @@ impl Tenant {
         } else {
             &self.key_prefix
         }
+    }
+
+    /// Returns whether the default lifetime is at most the maximum one.
+    #[must_use]
+    pub fn has_consistent_ttls(&self) -> bool {
+        (self.default_ttl).is_none_or(|default| self.max_ttl.is_none_or(|max| default <= max))
     }
 
     /// Returns the expiry of a key created at `now`: `wanted`, or else the one by the tenant's

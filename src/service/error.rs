@@ -6,8 +6,9 @@ use super::{presence::Gone, secret::Busy};
 use crate::{
     domain::{
         caller::{Action, Caller, Right, TenantSet},
-        tenant::Rule,
+        tenant::{Rule, TenantUse},
         token::KeyId,
+        violation::Violation,
     },
     store::StoreError,
 };
@@ -21,6 +22,26 @@ pub enum ServiceError {
     NoOwner,
     #[error("there is no such tenant")]
     NoTenant,
+    #[error("there is an owner with this owner_id already: change it with UpdateOwner")]
+    OwnerExists,
+    #[error("there is a tenant with this tenant_id already: change it with UpdateTenant")]
+    TenantExists,
+    #[error(
+        "the owner has keys that are neither revoked nor expired, which nothing would limit: \
+         revoke them in the same call with revoke_keys, or suspend the owner"
+    )]
+    OwnerHasKeys,
+    #[error("a part of the owner's record cannot be read: replace it with update_mask `*`")]
+    OwnerUnreadable,
+    /// The reason why the tenant cannot be deleted.
+    #[error("the tenant cannot be deleted: {0}")]
+    TenantInUse(TenantUse),
+    /// The current revision of the resource.
+    #[error("the resource has revision {0}: it was changed since it was read; read it again")]
+    RevisionMismatch(i64),
+    /// A field that is invalid together with the values that stay unchanged.
+    #[error("{} {}", .0.field, .0.description)]
+    Invalid(Violation),
     #[error("the caller may not do {} in this tenant", .0.name())]
     Forbidden(Action),
     #[error("the caller's credential was revoked, or lost its rights, while the call was waiting")]

@@ -493,6 +493,27 @@ impl Mutation for InstrumentedMutation {
             .await
     }
 
+    async fn has_living(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.calls
+            .step(self.mutation.has_living(tenant, owner, now))
+            .await
+    }
+
+    async fn has_keys(&mut self, tenant: &str) -> Result<bool, StoreError> {
+        self.calls.step(self.mutation.has_keys(tenant)).await
+    }
+
+    async fn count_owners(&mut self, tenant: &str, most: usize) -> Result<usize, StoreError> {
+        self.calls
+            .step(self.mutation.count_owners(tenant, most))
+            .await
+    }
+
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
         self.calls.step(self.mutation.put_owner(owner)).await
     }
@@ -505,6 +526,10 @@ impl Mutation for InstrumentedMutation {
 
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError> {
         self.calls.step(self.mutation.put_tenant(tenant)).await
+    }
+
+    async fn delete_tenant(&mut self, tenant: &str) -> Result<(), StoreError> {
+        self.calls.step(self.mutation.delete_tenant(tenant)).await
     }
 
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError> {

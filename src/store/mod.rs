@@ -373,6 +373,20 @@ pub trait Mutation: Send {
         reason: &str,
     ) -> Result<(), StoreError>;
 
+    /// Returns whether an owner has keys that can be used now or once resumed.
+    async fn has_living(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Returns whether a tenant has keys, in whatever state.
+    async fn has_keys(&mut self, tenant: &str) -> Result<bool, StoreError>;
+
+    /// Counts a tenant's owners, up to `most`.
+    async fn count_owners(&mut self, tenant: &str, most: usize) -> Result<usize, StoreError>;
+
     /// Creates or replaces an owner's record.
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError>;
 
@@ -381,6 +395,9 @@ pub trait Mutation: Send {
 
     /// Creates or replaces a tenant.
     async fn put_tenant(&mut self, tenant: &Tenant) -> Result<(), StoreError>;
+
+    /// Deletes a tenant without keys, and its owners.
+    async fn delete_tenant(&mut self, tenant: &str) -> Result<(), StoreError>;
 
     /// Writes the event and ends the mutation. After a successful return, the changes are durable.
     async fn commit(self: Box<Self>, change: Change) -> Result<(), StoreError>;

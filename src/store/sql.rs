@@ -694,6 +694,38 @@ impl Mutation for SqlMutation {
         Ok(())
     }
 
+    async fn has_living(
+        &mut self,
+        tenant: &str,
+        owner: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let found = query(statements::HAS_LIVING)
+            .bind(tenant)
+            .bind(now.as_micros())
+            .bind(owner)
+            .fetch_optional(self.transaction.connection())
+            .await?;
+        Ok(found.is_some())
+    }
+
+    async fn has_keys(&mut self, tenant: &str) -> Result<bool, StoreError> {
+        let found = query(statements::HAS_KEYS)
+            .bind(tenant)
+            .fetch_optional(self.transaction.connection())
+            .await?;
+        Ok(found.is_some())
+    }
+
+    async fn count_owners(&mut self, tenant: &str, most: usize) -> Result<usize, StoreError> {
+        let count: i64 = query_scalar(statements::COUNT_OWNERS)
+            .bind(tenant)
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
+            .fetch_one(self.transaction.connection())
+            .await?;
+        Ok(usize::try_from(count).unwrap_or_default())
+    }
+
     async fn put_owner(&mut self, owner: &Owner) -> Result<(), StoreError> {
         query(statements::PUT_OWNER)
             .bind(&owner.tenant_id)
@@ -735,6 +767,16 @@ impl Mutation for SqlMutation {
             .bind(tenant.revision)
             .execute(self.transaction.connection())
             .await?;
+        Ok(())
+    }
+
+    async fn delete_tenant(&mut self, tenant: &str) -> Result<(), StoreError> {
+        for statement in [statements::DELETE_OWNERS, statements::DELETE_TENANT] {
+            query(statement)
+                .bind(tenant)
+                .execute(self.transaction.connection())
+                .await?;
+        }
         Ok(())
     }
 

@@ -175,6 +175,9 @@ statements! {
     );
     LIVING_SCOPES =
         concat!("SELECT DISTINCT scopes FROM keys WHERE ", living!(), " AND owner_id = $3");
+    HAS_LIVING =
+        concat!("SELECT 1 FROM keys WHERE ", living!(), " AND owner_id = $3 LIMIT 1");
+    HAS_KEYS = "SELECT 1 FROM keys WHERE tenant_id = $1 LIMIT 1";
     COUNT_LIVING = count_living!("");
     COUNT_LIVING_OF_OWNER = count_living!(" AND owner_id = $5");
     REVOKE_LIVING = concat!(revoke!(), living!());
@@ -224,6 +227,9 @@ statements! {
          revision) VALUES ($1, $2, $3, $4, $5, $6, $7) \
          ON CONFLICT (tenant_id, owner_id) DO UPDATE SET scopes = $3, audiences = $4, \
          suspended = $5, display_name = $6, revision = $7";
+    COUNT_OWNERS =
+        "SELECT COUNT(*) FROM (SELECT 1 FROM owners WHERE tenant_id = $1 LIMIT $2) o";
+    DELETE_OWNERS = "DELETE FROM owners WHERE tenant_id = $1";
     DELETE_OWNER = "DELETE FROM owners WHERE tenant_id = $1 AND owner_id = $2";
     FIND_TENANT = concat!("SELECT ", tenant_columns!(), " FROM tenants t WHERE t.tenant_id = $1");
     PUT_TENANT =
@@ -235,6 +241,7 @@ statements! {
          scope_catalog = $4, default_ttl = $5, max_ttl = $6, require_expiry = $7, \
          max_active_keys_per_owner = $8, replace_oldest = $9, require_owner = $10, \
          required_owner_scope = $11, basic_usernames = $12, suspended = $13, revision = $14";
+    DELETE_TENANT = "DELETE FROM tenants WHERE tenant_id = $1";
     INSERT_EVENT =
         "INSERT INTO events (revision, at, actor, kind, tenant_id, key_id, owner_id, details, \
          trace_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";

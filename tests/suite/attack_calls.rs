@@ -9,7 +9,7 @@ mod raw;
 
 use std::{sync::Arc, time::Duration};
 
-use gatekey::api::proto::{ListKeysRequest, Owner, PutOwnerRequest};
+use gatekey::api::proto::{ListKeysRequest, Owner};
 use tonic::codegen::Bytes;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_reflection::pb::v1::{
@@ -20,12 +20,12 @@ use self::{
     beside::Beside,
     raw::{Attack, Then, framed, request, unfinished},
 };
-use crate::support::client::ask;
+use crate::support::client::{ask, whole_owner};
 
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const VALIDATE: &str = "gatekey.v1.KeyService/Validate";
 const LIST_KEYS: &str = "gatekey.v1.KeyService/ListKeys";
-const PUT_OWNER: &str = "gatekey.v1.OwnerService/PutOwner";
+const UPDATE_OWNER: &str = "gatekey.v1.OwnerService/UpdateOwner";
 /// The default window of HTTP/2.
 const WINDOW: u32 = 65_535;
 
@@ -56,7 +56,7 @@ async fn narrow(beside: &Beside, scopes: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_with_unfinished_bodies_take_no_memory() {
     let mut beside = Beside::start().await;
-    for method in [VALIDATE, PUT_OWNER] {
+    for method in [VALIDATE, UPDATE_OWNER] {
         let attack = attack(&beside, method, None, vec![unfinished()]);
         let name = format!("unfinished bodies of 64 KiB to {method}");
         beside.withstand(&name, attack).await;
@@ -76,7 +76,7 @@ async fn strangers_with_bodies_to_unknown_paths_take_no_memory() {
 async fn strangers_with_large_headers_take_no_memory() {
     let mut beside = Beside::start().await;
     let addr = beside.addr();
-    for method in [PUT_OWNER, REFLECTION] {
+    for method in [UPDATE_OWNER, REFLECTION] {
         let head = move || {
             let mut request = request(addr, method, None);
             let value = "x".repeat(14 * 1024).parse().expect("a value");
@@ -137,7 +137,7 @@ async fn a_narrow_caller_with_unfinished_bodies_takes_bounded_memory() {
     let mut beside = Beside::start().await;
     let validator = narrow(&beside, &["default:keys:validate"]).await;
     let writer = narrow(&beside, &["acme:owners:write"]).await;
-    for (method, credential) in [(VALIDATE, validator), (PUT_OWNER, writer)] {
+    for (method, credential) in [(VALIDATE, validator), (UPDATE_OWNER, writer)] {
         let attack = attack(&beside, method, Some(credential), vec![unfinished()]);
         let name = format!("a narrow caller's unfinished bodies to {method}");
         beside.withstand(&name, attack).await;
@@ -172,14 +172,14 @@ async fn a_narrow_caller_who_resets_its_changes_takes_bounded_memory() {
             .collect(),
         ..Owner::default()
     };
-    let message = framed(&PutOwnerRequest { owner: Some(owner) });
+    let message = framed(&whole_owner(owner));
     let attack = Attack {
         streams: 100,
         then: Then::Reset(Duration::from_millis(20)),
-        ..attack(&beside, PUT_OWNER, Some(writer), vec![message])
+        ..attack(&beside, UPDATE_OWNER, Some(writer), vec![message])
     };
     beside
-        .withstand("PutOwner, reset after 20 ms", attack)
+        .withstand("UpdateOwner, reset after 20 ms", attack)
         .await;
 }
 

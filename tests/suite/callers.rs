@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, time::Duration};
 use gatekey::api::{
     DESCRIPTORS,
     proto::{
-        CreateKeyRequest, DeleteOwnerRequest, EnforcementState, Event, EventType, GetKeyRequest,
-        GetOwnerRequest, GetTenantRequest, Key, KeyState, ListEventsRequest, ListKeysRequest,
-        ListOwnersRequest, ListTenantsRequest, LookupKeyRequest, Owner, PutOwnerRequest,
-        PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeysRequest, RotateKeyRequest, Tenant,
-        UpdateKeyRequest, ValidateRequest, WatchEventsRequest,
-        key_service_client::KeyServiceClient, watch_events_response::Message,
+        CreateKeyRequest, CreateOwnerRequest, CreateTenantRequest, DeleteOwnerRequest,
+        DeleteTenantRequest, EnforcementState, Event, EventType, GetKeyRequest, GetOwnerRequest,
+        GetTenantRequest, Key, KeyState, ListEventsRequest, ListKeysRequest, ListOwnersRequest,
+        ListTenantsRequest, LookupKeyRequest, Owner, Reason, RevokeKeyRequest, RevokeKeysRequest,
+        RotateKeyRequest, Tenant, UpdateKeyRequest, UpdateOwnerRequest, UpdateTenantRequest,
+        ValidateRequest, WatchEventsRequest, key_service_client::KeyServiceClient,
+        watch_events_response::Message,
     },
 };
 use prost::Message as _;
@@ -23,15 +24,17 @@ use crate::{
     indistinguishable::{unknown, with_another_secret},
     support::{
         Client, Engine,
-        client::{ask, error_reason, new_key, next_event, texts, unused},
+        client::{
+            ask, error_reason, new_key, next_event, texts, unused, whole_owner, whole_tenant,
+        },
         on_both_engines,
     },
 };
 
 use Rpc::{
-    CreateKey, DeleteOwner, GetKey, GetOwner, GetTenant, ListEvents, ListKeys, ListOwners,
-    ListTenants, LookupKey, PutOwner, PutTenant, RevokeKey, RevokeKeys, RotateKey, UpdateKey,
-    Validate, WatchEvents,
+    CreateKey, CreateOwner, CreateTenant, DeleteOwner, DeleteTenant, GetKey, GetOwner, GetTenant,
+    ListEvents, ListKeys, ListOwners, ListTenants, LookupKey, RevokeKey, RevokeKeys, RotateKey,
+    UpdateKey, UpdateOwner, UpdateTenant, Validate, WatchEvents,
 };
 
 /// Who owns the keys that callers of these tests have.
@@ -52,19 +55,22 @@ enum Rpc {
     RotateKey,
     RevokeKey,
     RevokeKeys,
-    PutOwner,
+    UpdateOwner,
     GetOwner,
     ListOwners,
     DeleteOwner,
-    PutTenant,
+    CreateOwner,
+    UpdateTenant,
     GetTenant,
     ListTenants,
+    DeleteTenant,
+    CreateTenant,
     ListEvents,
     WatchEvents,
 }
 
 /// In an order in which one target lets all of them succeed.
-const ALL: [Rpc; 18] = [
+const ALL: [Rpc; 21] = [
     CreateKey,
     Validate,
     GetKey,
@@ -74,13 +80,16 @@ const ALL: [Rpc; 18] = [
     RotateKey,
     RevokeKey,
     RevokeKeys,
-    PutOwner,
+    UpdateOwner,
     GetOwner,
     ListOwners,
     DeleteOwner,
-    PutTenant,
+    CreateOwner,
+    UpdateTenant,
     GetTenant,
     ListTenants,
+    DeleteTenant,
+    CreateTenant,
     ListEvents,
     WatchEvents,
 ];
@@ -96,9 +105,9 @@ const GRANTS: [(&str, &[Rpc]); 13] = [
     ("keys:validate", &[Validate]),
     ("keys:lookup", &[LookupKey]),
     ("owners:read", &[GetOwner, ListOwners]),
-    ("owners:write", &[PutOwner, DeleteOwner]),
+    ("owners:write", &[UpdateOwner, DeleteOwner, CreateOwner]),
     ("tenants:read", &[GetTenant, ListTenants]),
-    ("tenants:write", &[PutTenant]),
+    ("tenants:write", &[UpdateTenant, DeleteTenant, CreateTenant]),
     ("events:read", &[ListEvents, WatchEvents]),
 ];
 
@@ -120,7 +129,7 @@ impl Target {
             scopes: texts(&["jobs:*"]),
             ..Owner::default()
         };
-        let owner_id = admin.put_owner(owner).await.owner_id;
+        let owner_id = admin.set_owner(owner).await.owner_id;
         let (key, plaintext) = admin.issue(tenant, &["jobs:read"]).await;
         Self {
             tenant_id: tenant.to_owned(),
@@ -132,7 +141,7 @@ impl Target {
 
     /// A new tenant with such a key.
     async fn in_new_tenant(admin: &Client, tenant: &str) -> Self {
-        admin.put_tenant(named(tenant)).await;
+        admin.set_tenant(named(tenant)).await;
         Self::in_tenant(admin, tenant).await
     }
 
@@ -160,8 +169,12 @@ impl Rpc {
     /// Calls it in a way that nothing but the caller's rights can refuse; gives the answer's bytes.
     async fn call(self, client: &Client, target: &Target) -> Result<Vec<u8>, Status> {
         match self {
-            PutOwner | GetOwner | ListOwners | DeleteOwner => self.of_owners(client, target).await,
-            PutTenant | GetTenant | ListTenants => self.of_tenants(client, target).await,
+            CreateOwner | UpdateOwner | GetOwner | ListOwners | DeleteOwner => {
+                self.of_owners(client, target).await
+            }
+            CreateTenant | UpdateTenant | GetTenant | ListTenants | DeleteTenant => {
+                self.of_tenants(client, target).await
+            }
             ListEvents | WatchEvents => self.of_events(client, target).await,
             _ => self.of_keys(client, target).await,
         }
@@ -231,13 +244,27 @@ impl Rpc {
         let mut owners = client.owners.clone();
         let (tenant_id, owner_id) = (target.tenant_id.clone(), target.owner_id.clone());
         match self {
-            PutOwner => {
+            CreateOwner => {
                 let owner = Some(Owner {
                     tenant_id,
                     owner_id,
                     ..Owner::default()
                 });
-                bytes(owners.put_owner(PutOwnerRequest { owner }).await)
+                let answer = owners.create_owner(CreateOwnerRequest { owner }).await;
+                bytes_unless(answer, "OWNER_ALREADY_EXISTS")
+            }
+            UpdateOwner => {
+                let owner = Some(Owner {
+                    tenant_id,
+                    owner_id,
+                    display_name: "another name".to_owned(),
+                    ..Owner::default()
+                });
+                let update = UpdateOwnerRequest {
+                    owner,
+                    ..UpdateOwnerRequest::default()
+                };
+                bytes(owners.update_owner(update).await)
             }
             GetOwner => {
                 let get = GetOwnerRequest {
@@ -257,8 +284,9 @@ impl Rpc {
                 let delete = DeleteOwnerRequest {
                     tenant_id,
                     owner_id,
+                    revoke_keys: false,
                 };
-                bytes(owners.delete_owner(delete).await)
+                bytes_unless(owners.delete_owner(delete).await, "OWNER_HAS_KEYS")
             }
             other => unreachable!("{other:?} is not of OwnerService"),
         }
@@ -268,9 +296,27 @@ impl Rpc {
         let mut tenants = client.tenants.clone();
         let tenant_id = target.tenant_id.clone();
         match self {
-            PutTenant => {
+            CreateTenant => {
                 let tenant = Some(named(&tenant_id));
-                bytes(tenants.put_tenant(PutTenantRequest { tenant }).await)
+                let answer = tenants.create_tenant(CreateTenantRequest { tenant }).await;
+                bytes_unless(answer, "TENANT_ALREADY_EXISTS")
+            }
+            UpdateTenant => {
+                let tenant = Some(Tenant {
+                    display_name: "another name".to_owned(),
+                    ..named(&tenant_id)
+                });
+                let update = UpdateTenantRequest {
+                    tenant,
+                    ..UpdateTenantRequest::default()
+                };
+                bytes(tenants.update_tenant(update).await)
+            }
+            DeleteTenant => {
+                let answer = tenants
+                    .delete_tenant(DeleteTenantRequest { tenant_id })
+                    .await;
+                bytes_unless(answer, "TENANT_IN_USE")
             }
             GetTenant => bytes(tenants.get_tenant(GetTenantRequest { tenant_id }).await),
             ListTenants => bytes(tenants.list_tenants(ListTenantsRequest::default()).await),
@@ -306,6 +352,17 @@ fn bytes<T: prost::Message>(answer: Result<Response<T>, Status>) -> Result<Vec<u
     Ok(answer?.into_inner().encode_to_vec())
 }
 
+/// The same, but an error with this reason is as good as an answer: the caller may do it, and what is there forbids it.
+fn bytes_unless<T: prost::Message>(
+    answer: Result<Response<T>, Status>,
+    reason: &str,
+) -> Result<Vec<u8>, Status> {
+    match answer {
+        Err(status) if error_reason(&status) == reason => Ok(Vec::new()),
+        answer => bytes(answer),
+    }
+}
+
 fn named(tenant: &str) -> Tenant {
     Tenant {
         tenant_id: tenant.to_owned(),
@@ -315,7 +372,7 @@ fn named(tenant: &str) -> Tenant {
 
 fn update(key: Key, paths: &[&str]) -> UpdateKeyRequest {
     UpdateKeyRequest {
-        key: Some(key),
+        key: Some(Key { revision: 0, ..key }),
         update_mask: Some(prost_types::FieldMask {
             paths: texts(paths),
         }),
@@ -444,7 +501,7 @@ on_both_engines! {
         admin.revoke(&revoked, "").await;
         let (suspended, of_suspended) = admin.create(system_key(&["*"])).await;
         let suspended = Key {
-            suspended: true,
+            suspended: Some(true),
             ..suspended
         };
         let suspended = admin
@@ -525,7 +582,7 @@ on_both_engines! {
     async fn each_action_grants_exactly_its_rpcs(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;
-        admin.put_tenant(named("acme")).await;
+        admin.set_tenant(named("acme")).await;
         for (action, granted) in GRANTS {
             let target = Target::in_tenant(&admin, "acme").await;
             for tenant in ["acme", "*"] {
@@ -555,7 +612,7 @@ on_both_engines! {
     ) {
         let server = setup.start().await;
         let admin = server.admin().await;
-        admin.put_tenant(named("acme")).await;
+        admin.set_tenant(named("acme")).await;
         let beta = Target::in_new_tenant(&admin, "beta").await;
         let system = Target::in_tenant(&admin, "system").await;
         let before = events_but_of_callers(&admin).await;
@@ -751,7 +808,7 @@ on_both_engines! {
         let beta = Target::in_new_tenant(&admin, "beta").await;
         let (client, _) = caller(&admin, &["acme:keys:*", "beta:owners:*"]).await;
         let of_keys = &ALL[..9];
-        let of_owners = [GetOwner, ListOwners, PutOwner, DeleteOwner];
+        let of_owners = [GetOwner, ListOwners, UpdateOwner, CreateOwner, DeleteOwner];
         assert_all_refused(
             &admin,
             &client,
@@ -828,7 +885,7 @@ on_both_engines! {
             assert_refused(answer, NOT_HELD.0, NOT_HELD.1, &format!("{scopes:?}"));
         }
         // Elsewhere a scope is no right over gatekey, and anybody may grant it.
-        admin.put_tenant(named("acme")).await;
+        admin.set_tenant(named("acme")).await;
         let (client, _) = caller(&admin, &["acme:keys:create"]).await;
         client.issue("acme", &["*"]).await;
     }
@@ -879,7 +936,7 @@ on_both_engines! {
         };
         let (strong, _) = admin.create(bound).await;
         let suspended = Key {
-            suspended: true,
+            suspended: Some(true),
             ..strong.clone()
         };
         let suspended = admin
@@ -921,7 +978,7 @@ on_both_engines! {
         }
         // What an owner's record takes from a key now, it may give back later.
         admin
-            .put_owner(system_owner("narrow", &["system:keys:list"]))
+            .set_owner(system_owner("narrow", &["system:keys:list"]))
             .await;
         let strong = CreateKeyRequest {
             owner_id: "narrow".to_owned(),
@@ -951,29 +1008,30 @@ on_both_engines! {
         let (steward, _) = caller(&admin, &["system:*"]).await;
         let (held, not_held) = scopes_for_a_steward();
         for scopes in held {
-            steward.put_owner(system_owner("team", scopes)).await;
+            steward.set_owner(system_owner("team", scopes)).await;
         }
         let before = events(&admin, ListEventsRequest::default()).await;
         for scopes in not_held {
-            let owner = Some(system_owner("team", scopes));
-            let answer = steward
-                .owners
-                .clone()
-                .put_owner(PutOwnerRequest { owner })
-                .await;
+            let owner = whole_owner(system_owner("team", scopes));
+            let answer = steward.owners.clone().update_owner(owner).await;
+            assert_refused(answer, NOT_HELD.0, NOT_HELD.1, &format!("{scopes:?}"));
+            let owner = Some(system_owner("another team", scopes));
+            let create = CreateOwnerRequest { owner };
+            let answer = steward.owners.clone().create_owner(create).await;
             assert_refused(answer, NOT_HELD.0, NOT_HELD.1, &format!("{scopes:?}"));
         }
         // Without the record the owner's keys would be bounded by nothing.
         let delete = DeleteOwnerRequest {
             tenant_id: "system".to_owned(),
             owner_id: "team".to_owned(),
+            revoke_keys: true,
         };
         let answer = steward.owners.clone().delete_owner(delete.clone()).await;
         assert_refused(answer, NOT_HELD.0, NOT_HELD.1, "DeleteOwner");
         assert_eq!(events(&admin, ListEventsRequest::default()).await, before);
 
         let (root, _) = caller(&admin, &["*"]).await;
-        root.put_owner(system_owner("team", &["*"])).await;
+        root.set_owner(system_owner("team", &["*"])).await;
         root.owners
             .clone()
             .delete_owner(delete)
@@ -992,24 +1050,20 @@ on_both_engines! {
             &["system:*", "*:*:*"],
         ] {
             let (client, _) = caller(&admin, scopes).await;
-            let tenant = Some(named("system"));
-            let answer = client
-                .tenants
-                .clone()
-                .put_tenant(PutTenantRequest { tenant })
-                .await;
+            let tenant = whole_tenant(named("system"));
+            let answer = client.tenants.clone().update_tenant(tenant).await;
             assert_refused(answer, NOT_HELD.0, NOT_HELD.1, &format!("{scopes:?}"));
         }
         let events = events(&admin, ListEventsRequest::default()).await;
         assert_eq!(events.len(), before + 4, "keys were made, and nothing else");
         let (root, _) = caller(&admin, &["*"]).await;
-        root.put_tenant(named("system")).await;
+        root.set_tenant(named("system")).await;
     }
 
     async fn what_a_callers_owner_does_not_have_the_caller_cannot_grant(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;
-        admin.put_owner(system_owner(CALLER, &["system:*"])).await;
+        admin.set_owner(system_owner(CALLER, &["system:*"])).await;
         let (steward, _) = caller(&admin, &["*"]).await;
         let other = CreateKeyRequest {
             owner_id: "other".to_owned(),
@@ -1027,7 +1081,7 @@ on_both_engines! {
     async fn a_product_tenants_key_is_no_credential_for_create_key(setup: Setup) {
         let server = setup.start().await;
         let admin = server.admin().await;
-        admin.put_tenant(named("plangrep")).await;
+        admin.set_tenant(named("plangrep")).await;
         for scopes in [&["*"][..], &["plangrep:*"], &["plangrep:keys:create"]] {
             let (_, plaintext) = admin.issue("plangrep", scopes).await;
             assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
@@ -1056,8 +1110,10 @@ on_both_engines! {
         let (client, _) = caller(&admin, &["*"]).await;
         let but_get = || ALL.into_iter().filter(|rpc| *rpc != GetKey);
 
+        let reads = [GetKey, ListKeys, GetOwner, GetTenant];
+        assert_all_granted(&client, &target, &reads, "an owner without a record").await;
         let owner = system_owner(CALLER, &["acme:keys:get"]);
-        admin.put_owner(owner.clone()).await;
+        admin.set_owner(owner.clone()).await;
         assert_all_granted(&client, &target, &[GetKey], "one who may get").await;
         assert_all_refused(
             &admin,
@@ -1070,14 +1126,14 @@ on_both_engines! {
         .await;
 
         admin
-            .put_owner(Owner {
-                suspended: true,
+            .set_owner(Owner {
+                suspended: Some(true),
                 ..owner.clone()
             })
             .await;
         assert_all_refused(&admin, &client, &target, ALL, INVALID, "a suspended owner").await;
 
-        admin.put_owner(system_owner(CALLER, &[])).await;
+        admin.set_owner(system_owner(CALLER, &[])).await;
         assert_all_refused(
             &admin,
             &client,
@@ -1089,7 +1145,7 @@ on_both_engines! {
         .await;
 
         admin
-            .put_owner(Owner {
+            .set_owner(Owner {
                 audiences: texts(&["elsewhere"]),
                 ..owner.clone()
             })
@@ -1098,7 +1154,7 @@ on_both_engines! {
 
         let here = texts(&["elsewhere", "gatekey"]);
         admin
-            .put_owner(Owner {
+            .set_owner(Owner {
                 audiences: here,
                 ..owner
             })
@@ -1108,14 +1164,11 @@ on_both_engines! {
         let delete = DeleteOwnerRequest {
             tenant_id: "system".to_owned(),
             owner_id: CALLER.to_owned(),
+            revoke_keys: true,
         };
-        admin
-            .owners
-            .clone()
-            .delete_owner(delete)
-            .await
-            .expect("the record is forgotten");
-        assert_all_granted(&client, &target, &ALL, "an owner without a record").await;
+        let deleted = admin.owners.clone().delete_owner(delete).await;
+        deleted.expect("the record and the key are gone");
+        assert_all_refused(&admin, &client, &target, ALL, INVALID, "a deleted owner").await;
     }
 
     async fn a_system_key_works_only_from_its_networks(setup: Setup) {
@@ -1211,9 +1264,10 @@ on_both_engines! {
             EventType::KeyRotated,
             EventType::KeyRevoked,
             EventType::KeysRevoked,
-            EventType::OwnerPut,
+            EventType::OwnerUpdated,
             EventType::OwnerDeleted,
-            EventType::TenantPut,
+            EventType::OwnerCreated,
+            EventType::TenantUpdated,
         ];
         assert_eq!(done, everything);
         let of_admin = events(&admin, by("admin")).await;

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use gatekey::api::proto::{
-    CreateKeyRequest, GetKeyRequest, KeyState, Owner, PutOwnerRequest, Reason, RotateKeyRequest,
+    CreateKeyRequest, GetKeyRequest, KeyState, Owner, Reason, RotateKeyRequest, UpdateOwnerRequest,
 };
 use tokio::{task::JoinSet, time};
 use tonic::{Code, Request, Status};
@@ -17,7 +17,7 @@ use crate::{
     metrics,
     support::{
         Client, Gatekey, Setup,
-        client::{error_reason, new_key},
+        client::{error_reason, new_key, whole_owner},
         on_both_engines,
     },
 };
@@ -121,14 +121,12 @@ async fn cancel_creates(setup: &Setup) {
     admin.issue("default", &["a"]).await;
 }
 
-fn put_owner(number: usize) -> PutOwnerRequest {
-    PutOwnerRequest {
-        owner: Some(Owner {
-            tenant_id: "default".to_owned(),
-            owner_id: format!("owner {number}"),
-            ..Owner::default()
-        }),
-    }
+fn set_owner(number: usize) -> UpdateOwnerRequest {
+    whole_owner(Owner {
+        tenant_id: "default".to_owned(),
+        owner_id: format!("owner {number}"),
+        ..Owner::default()
+    })
 }
 
 /// Begins [`PUTS`] calls while changes are held, and waits until all wait for the database.
@@ -141,11 +139,11 @@ async fn waiting_puts(
     for number in 0..PUTS {
         let mut owners = admin.owners.clone();
         calls.spawn(async move {
-            let mut request = Request::new(put_owner(number));
+            let mut request = Request::new(set_owner(number));
             if let Some(deadline) = deadline {
                 request.set_timeout(deadline);
             }
-            owners.put_owner(request).await.map(drop)
+            owners.update_owner(request).await.map(drop)
         });
     }
     let waiting = (PUTS - RUNNING) as u64;
@@ -165,7 +163,7 @@ async fn assert_nothing_is_changed(server: &Gatekey, admin: &Client, mut inside:
     assert_eq!(abandoned(&page, "transaction"), RUNNING as u64);
     let owners = inside.texts("SELECT owner_id FROM owners").await;
     assert!(owners.is_empty(), "{owners:?}");
-    let put = admin.owners.clone().put_owner(put_owner(0)).await;
+    let put = admin.owners.clone().update_owner(set_owner(0)).await;
     put.expect("there is room again");
 }
 

@@ -72,7 +72,7 @@ async fn look_up(client: &Client, tenant: &str, plaintext: &str) -> Result<Key, 
 pub async fn acme(client: &Client) {
     let tenant_id = "acme".to_owned();
     client
-        .put_tenant(Tenant {
+        .set_tenant(Tenant {
             tenant_id,
             ..Tenant::default()
         })
@@ -107,7 +107,7 @@ pub async fn five_keys(admin: &Client) -> Vec<(Key, String)> {
     ];
     admin.create(labelled("default", "alice", "alpha")).await;
     let suspended = Key {
-        suspended: true,
+        suspended: Some(true),
         ..keys[2].0.clone()
     };
     update(admin, suspended, &["suspended"]).await.unwrap();
@@ -296,7 +296,7 @@ on_both_engines! {
             allowed_cidrs: texts(&["10.0.0.0/8"]),
             metadata: [("k".to_owned(), "v".to_owned())].into(),
             expires_at: later(key.expires_at, 3600),
-            suspended: true,
+            suspended: Some(true),
             // None of these may be changed.
             owner_id: "bob".to_owned(),
             created_by: "bob".to_owned(),
@@ -311,7 +311,7 @@ on_both_engines! {
             ("allowed_cidrs", |key, other| key.allowed_cidrs.clone_from(&other.allowed_cidrs)),
             ("metadata", |key, other| key.metadata.clone_from(&other.metadata)),
             ("expires_at", |key, other| key.expires_at = other.expires_at),
-            ("suspended", |key, _| (key.suspended, key.state) = (true, KeyState::Suspended.into())),
+            ("suspended", |key, _| (key.suspended, key.state) = (Some(true), KeyState::Suspended.into())),
         ];
         for (path, set) in paths {
             let answer = update(&admin, other.clone(), &[path]).await.unwrap();

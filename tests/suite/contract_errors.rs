@@ -226,10 +226,10 @@ on_both_engines! {
         let (key, _) = admin.issue("default", &["a"]).await;
         admin.revoke(&key, "").await;
         refused(update(&admin, key, &["label"]).await, Code::FailedPrecondition, "KEY_REVOKED");
-        admin.put_tenant(Tenant { tenant_id: "acme".to_owned(), require_owner: true, ..Tenant::default() }).await;
+        admin.set_tenant(Tenant { tenant_id: "acme".to_owned(), require_owner: true, ..Tenant::default() }).await;
         let rule = refused(admin.try_create(new_key("acme", &["a"])).await, Code::FailedPrecondition, "REQUIRE_OWNER");
         assert!(rule.get_details_precondition_failure().is_some());
-        admin.put_owner(Owner { tenant_id: "acme".to_owned(), owner_id: "alice".to_owned(), ..Owner::default() }).await;
+        admin.set_owner(Owner { tenant_id: "acme".to_owned(), owner_id: "alice".to_owned(), ..Owner::default() }).await;
         admin.issue("acme", &["a"]).await;
 
         // A stream that cannot begin says why like any other call.

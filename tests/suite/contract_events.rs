@@ -5,8 +5,8 @@
 )]
 
 use gatekey::api::proto::{
-    CreateKeyRequest, DeleteOwnerRequest, Event, EventType, Key, ListEventsRequest,
-    ListEventsResponse, Owner, PutTenantRequest, RevokeKeyRequest, RevokeKeysRequest,
+    CreateKeyRequest, CreateTenantRequest, DeleteOwnerRequest, Event, EventType, Key,
+    ListEventsRequest, ListEventsResponse, Owner, RevokeKeyRequest, RevokeKeysRequest,
     RotateKeyRequest, Tenant, WatchEventsRequest, WatchEventsResponse,
 };
 use prost_types::value::Kind;
@@ -149,19 +149,14 @@ async fn one_of_each(client: &Client) -> Vec<Event> {
             ..Event::default()
         });
     };
-    let put = PutTenantRequest {
+    let create = CreateTenantRequest {
         tenant: Some(named("acme")),
     };
-    let put = client
-        .tenants
-        .clone()
-        .put_tenant(traced(put))
-        .await
-        .unwrap()
-        .into_inner();
-    expect(EventType::TenantPut, "", "", put.tenant.unwrap().revision);
-    let record = client.put_owner(owner("acme", "bob")).await;
-    expect(EventType::OwnerPut, "", "bob", record.revision);
+    let create = client.tenants.clone().create_tenant(traced(create)).await;
+    let tenant = create.unwrap().into_inner().tenant.unwrap();
+    expect(EventType::TenantCreated, "", "", tenant.revision);
+    let record = client.set_owner(owner("acme", "bob")).await;
+    expect(EventType::OwnerCreated, "", "bob", record.revision);
 
     let (key, _) = client.issue("acme", &["a", "b:*"]).await;
     expect(EventType::KeyCreated, &key.key_id, "alice", key.revision);
@@ -215,6 +210,7 @@ async fn one_of_each(client: &Client) -> Vec<Event> {
     let gone = DeleteOwnerRequest {
         tenant_id: "acme".to_owned(),
         owner_id: "bob".to_owned(),
+        revoke_keys: false,
     };
     let gone = client
         .owners
@@ -239,7 +235,7 @@ on_both_engines! {
             assert!(event.at.unwrap().seconds >= bot.created_at.unwrap().seconds);
             (wanted.at, wanted.details) = (event.at, event.details.clone());
             wanted.actor.clone_from(&bot.key_id);
-            if event.r#type() == EventType::TenantPut {
+            if event.r#type() == EventType::TenantCreated {
                 wanted.trace_id = TRACE.into();
             }
             assert_eq!(*event, wanted);
@@ -305,7 +301,7 @@ on_both_engines! {
         let (_server, admin) = start(&setup).await;
         let (bot, credential) = admin.issue("system", &["acme:*"]).await;
         one_of_each(&admin.with(&credential)).await;
-        admin.put_owner(owner("acme", "alice")).await;
+        admin.set_owner(owner("acme", "alice")).await;
         admin.issue("default", &["a"]).await;
         let all = list(&admin, ListEventsRequest::default()).await.unwrap().events;
         assert_eq!(all.len(), 11);
@@ -337,7 +333,7 @@ on_both_engines! {
         assert_eq!(of_bot.len(), 8);
         assert_eq!(found(ListEventsRequest { actor: bot.key_id.clone(), ..any() }).await, of_bot);
         let two = [EventType::OwnerDeleted, EventType::KeysRevoked];
-        for kinds in [&[EventType::KeyCreated][..], &two, &[EventType::OwnerPut]] {
+        for kinds in [&[EventType::KeyCreated][..], &two, &[EventType::OwnerCreated]] {
             let types = kinds.iter().map(|kind| (*kind).into()).collect();
             let wanted = such(&|event| kinds.contains(&event.r#type()));
             assert_eq!(found(ListEventsRequest { types, ..any() }).await, wanted);
@@ -349,7 +345,7 @@ on_both_engines! {
             tenant_id: "acme".to_owned(),
             owner_id: "alice".to_owned(),
             actor: "admin".to_owned(),
-            types: vec![EventType::OwnerPut.into()],
+            types: vec![EventType::OwnerCreated.into()],
             after: middle,
             ..any()
         };
@@ -368,7 +364,7 @@ on_both_engines! {
     async fn events_come_in_pages(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         for name in ["a", "b", "c", "d", "e"] {
-            admin.put_owner(owner("default", name)).await;
+            admin.set_owner(owner("default", name)).await;
         }
         let query = ListEventsRequest { tenant_id: "default".to_owned(), page_size: 2, ..ListEventsRequest::default() };
         let (mut pages, mut token) = (Vec::new(), String::new());
@@ -379,7 +375,7 @@ on_both_engines! {
             if token.is_empty() {
                 break;
             }
-            admin.put_owner(owner("default", "late")).await;
+            admin.set_owner(owner("default", "late")).await;
         }
         assert_eq!(pages, ["ed", "cb", "a"]);
 
@@ -403,7 +399,7 @@ on_both_engines! {
     async fn a_watch_tells_what_was_and_then_what_happens_in_order_and_without_a_gap(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         for name in ["a", "b", "c"] {
-            admin.put_owner(owner("default", name)).await;
+            admin.set_owner(owner("default", name)).await;
         }
         let past = history(&admin, "default").await;
         let mut from_start = watch(&admin, "", 0).await.unwrap();
@@ -413,12 +409,12 @@ on_both_engines! {
         let mut from_future = watch(&admin, "default", past[2].revision + 1).await.unwrap();
 
         // Many at once, and in a tenant that only the first one watches.
-        admin.put_tenant(named("acme")).await;
+        admin.set_tenant(named("acme")).await;
         let mut changes = JoinSet::new();
         for n in 0..40 {
             let admin = admin.clone();
             let tenant = if n % 4 == 0 { "acme" } else { "default" };
-            changes.spawn(async move { admin.put_owner(owner(tenant, &n.to_string())).await });
+            changes.spawn(async move { admin.set_owner(owner(tenant, &n.to_string())).await });
         }
         changes.join_all().await;
         let (key, _) = admin.issue("default", &["a"]).await;

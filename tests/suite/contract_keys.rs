@@ -49,7 +49,7 @@ pub async fn update(
     paths: &[&str],
 ) -> Result<UpdateKeyResponse, Status> {
     let request = UpdateKeyRequest {
-        key: Some(key),
+        key: Some(Key { revision: 0, ..key }),
         update_mask: Some(FieldMask {
             paths: texts(paths),
         }),
@@ -199,7 +199,7 @@ on_both_engines! {
         let longest = format!("a{}9", "_".repeat(22));
         let mut keys = Vec::new();
         for prefix in ["", "pgk_live", &longest, "z", ""] {
-            admin.put_tenant(Tenant {
+            admin.set_tenant(Tenant {
                 tenant_id: "acme".to_owned(),
                 key_prefix: prefix.to_owned(),
                 ..Tenant::default()
@@ -281,7 +281,7 @@ on_both_engines! {
 
     async fn a_repeated_request_id_is_told_the_first_calls_key(setup: Setup) {
         let (_server, admin) = start(&setup).await;
-        admin.put_tenant(Tenant { tenant_id: "acme".to_owned(), ..Tenant::default() }).await;
+        admin.set_tenant(Tenant { tenant_id: "acme".to_owned(), ..Tenant::default() }).await;
         let asked = CreateKeyRequest { request_id: "r 1".to_owned(), ..new_key("default", &["a"]) };
         let (first, _) = admin.create(asked.clone()).await;
         admin.revoke(&first, "").await;

@@ -7,9 +7,9 @@
 )]
 
 use gatekey::api::proto::{
-    DeleteOwnerRequest, DeleteOwnerResponse, EnforcementState, GetOwnerRequest, GetTenantRequest,
-    ListOwnersRequest, ListOwnersResponse, ListTenantsRequest, ListTenantsResponse, OnLimit, Owner,
-    PutOwnerRequest, PutTenantRequest, Tenant,
+    CreateOwnerRequest, CreateTenantRequest, DeleteOwnerRequest, DeleteOwnerResponse,
+    EnforcementState, GetOwnerRequest, GetTenantRequest, ListOwnersRequest, ListOwnersResponse,
+    ListTenantsRequest, ListTenantsResponse, OnLimit, Owner, Tenant,
 };
 use prost_types::Duration;
 use tonic::{Code, Status};
@@ -18,7 +18,7 @@ use crate::{
     contract_keys::{refused, sorted, span, start},
     support::{
         Client,
-        client::{bad_fields, texts},
+        client::{bad_fields, texts, whole_owner, whole_tenant},
         on_both_engines,
     },
 };
@@ -31,9 +31,13 @@ fn owner(tenant: &str, owner: &str) -> Owner {
     }
 }
 
-async fn try_put_owner(client: &Client, owner: Owner) -> Result<Owner, Status> {
-    let request = PutOwnerRequest { owner: Some(owner) };
-    let answer = client.owners.clone().put_owner(request).await?.into_inner();
+async fn try_set_owner(client: &Client, owner: Owner) -> Result<Owner, Status> {
+    let answer = client
+        .owners
+        .clone()
+        .update_owner(whole_owner(owner))
+        .await?;
+    let answer = answer.into_inner();
     let state = answer.enforcement.expect("enforcement").state();
     assert_eq!(state, EnforcementState::Enforced);
     Ok(answer.owner.expect("an owner"))
@@ -56,6 +60,7 @@ async fn delete_owner(
     let request = DeleteOwnerRequest {
         tenant_id: tenant.to_owned(),
         owner_id: owner.to_owned(),
+        revoke_keys: false,
     };
     Ok(client
         .owners
@@ -91,11 +96,12 @@ fn tenant(tenant: &str) -> Tenant {
     }
 }
 
-async fn try_put_tenant(client: &Client, tenant: Tenant) -> Result<Tenant, Status> {
-    let request = PutTenantRequest {
-        tenant: Some(tenant),
-    };
-    let answer = client.tenants.clone().put_tenant(request).await?;
+async fn try_set_tenant(client: &Client, tenant: Tenant) -> Result<Tenant, Status> {
+    let answer = client
+        .tenants
+        .clone()
+        .update_tenant(whole_tenant(tenant))
+        .await?;
     let answer = answer.into_inner();
     let state = answer.enforcement.expect("enforcement").state();
     assert_eq!(state, EnforcementState::Enforced);
@@ -167,11 +173,11 @@ const WRONG_TENANTS: &[(&str, ChangeTenant)] = &[
     }),
 ];
 
-fn whole_tenant() -> Tenant {
+fn full_tenant() -> Tenant {
     Tenant {
         tenant_id: "t".repeat(63),
         display_name: "Ü".repeat(255),
-        suspended: true,
+        suspended: Some(true),
         key_prefix: format!("a{}9", "_".repeat(22)),
         scope_catalog: (0..256).map(|n| format!("jobs:{n}:*")).collect(),
         default_ttl: Some(Duration {
@@ -191,33 +197,33 @@ fn whole_tenant() -> Tenant {
 }
 
 on_both_engines! {
-    async fn an_owner_is_kept_as_put_and_put_again_is_replaced(setup: Setup) {
+    async fn an_owner_is_kept_as_set_and_set_again_is_replaced(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         let whole = Owner {
             scopes: texts(&["jobs:*", "*", "edit_orders"]),
             audiences: texts(&["web", "a b/ü"]),
-            suspended: true,
+            suspended: Some(true),
             display_name: "Ü".repeat(255),
             revision: 77, // output only
             ..owner("default", &format!("{}a", "é".repeat(127)))
         };
-        let put = try_put_owner(&admin, whole.clone()).await.unwrap();
+        let put = try_set_owner(&admin, whole.clone()).await.unwrap();
         assert_eq!(put, Owner { revision: put.revision, ..whole.clone() });
         assert!(put.revision > 0 && put.revision != 77);
         assert_eq!(get_owner(&admin, "default", &whole.owner_id).await.unwrap(), put);
 
         let bare = owner("default", &whole.owner_id);
-        let again = try_put_owner(&admin, bare.clone()).await.unwrap();
-        assert_eq!(again, Owner { revision: again.revision, ..bare });
+        let again = try_set_owner(&admin, bare.clone()).await.unwrap();
+        assert_eq!(again, Owner { revision: again.revision, suspended: Some(false), ..bare });
         assert!(again.revision > put.revision);
         assert_eq!(get_owner(&admin, "default", &whole.owner_id).await.unwrap(), again);
     }
 
     async fn an_owner_is_of_one_tenant_and_gone_once_deleted(setup: Setup) {
         let (_server, admin) = start(&setup).await;
-        try_put_tenant(&admin, tenant("acme")).await.unwrap();
-        let here = try_put_owner(&admin, Owner { suspended: true, ..owner("default", "alice") }).await.unwrap();
-        let there = try_put_owner(&admin, owner("acme", "alice")).await.unwrap();
+        try_set_tenant(&admin, tenant("acme")).await.unwrap();
+        let here = try_set_owner(&admin, Owner { suspended: Some(true), ..owner("default", "alice") }).await.unwrap();
+        let there = try_set_owner(&admin, owner("acme", "alice")).await.unwrap();
 
         let answer = delete_owner(&admin, "default", "alice").await.unwrap();
         let deleted = answer.owner.unwrap();
@@ -229,19 +235,19 @@ on_both_engines! {
             refused(delete_owner(&admin, tenant, name).await, Code::NotFound, "OWNER_NOT_FOUND");
         }
         assert_eq!(get_owner(&admin, "acme", "alice").await.unwrap(), there);
-        refused(try_put_owner(&admin, owner("nowhere", "alice")).await, Code::NotFound, "TENANT_NOT_FOUND");
+        refused(try_set_owner(&admin, owner("nowhere", "alice")).await, Code::NotFound, "TENANT_NOT_FOUND");
     }
 
     async fn owners_are_listed_by_their_ids_in_pages(setup: Setup) {
         let (_server, admin) = start(&setup).await;
-        try_put_tenant(&admin, tenant("acme")).await.unwrap();
+        try_set_tenant(&admin, tenant("acme")).await.unwrap();
         assert_eq!(list_owners(&admin, "acme", 0, "").await.unwrap(), ListOwnersResponse::default());
         let mut names: Vec<_> = (0..49).map(|n| format!("owner {:02}", n * 31 % 49)).collect();
         names.extend(texts(&["Zoe", "ä"]));
         for name in &names {
-            try_put_owner(&admin, owner("acme", name)).await.unwrap();
+            try_set_owner(&admin, owner("acme", name)).await.unwrap();
         }
-        try_put_owner(&admin, owner("default", "elsewhere")).await.unwrap();
+        try_set_owner(&admin, owner("default", "elsewhere")).await.unwrap();
         let names = sorted(names);
 
         let first = list_owners(&admin, "acme", 0, "").await.unwrap();
@@ -267,14 +273,14 @@ on_both_engines! {
             audiences: (0..64).map(|n| format!("{n:0>255}")).collect(),
             ..owner("default", "alice")
         };
-        try_put_owner(&admin, limits.clone()).await.unwrap();
+        try_set_owner(&admin, limits.clone()).await.unwrap();
         let mut over = limits.clone();
         over.scopes.push("one:more".to_owned());
         over.audiences.push("one more".to_owned());
         over.display_name = "d".repeat(256);
         over.owner_id = "o".repeat(256);
         over.tenant_id.clear();
-        let error = refused(try_put_owner(&admin, over).await, Code::InvalidArgument, "INVALID_FIELDS");
+        let error = refused(try_set_owner(&admin, over).await, Code::InvalidArgument, "INVALID_FIELDS");
         let wrong = ["owner.audiences", "owner.display_name", "owner.owner_id", "owner.scopes", "owner.tenant_id"];
         assert_eq!(sorted(bad_fields(&error)), wrong);
 
@@ -285,10 +291,10 @@ on_both_engines! {
             owner_id: "a\u{0}b".to_owned(),
             ..limits
         };
-        let error = try_put_owner(&admin, bad).await.unwrap_err();
+        let error = try_set_owner(&admin, bad).await.unwrap_err();
         let wrong = ["owner.audiences[0]", "owner.display_name", "owner.owner_id", "owner.scopes[1]"];
         assert_eq!(sorted(bad_fields(&error)), wrong);
-        let nobody = admin.owners.clone().put_owner(PutOwnerRequest { owner: None }).await.unwrap_err();
+        let nobody = admin.owners.clone().create_owner(CreateOwnerRequest { owner: None }).await.unwrap_err();
         assert_eq!(sorted(bad_fields(&nobody)), ["owner.owner_id", "owner.tenant_id"]);
         for error in [get_owner(&admin, "", "").await.unwrap_err(), delete_owner(&admin, "", "").await.unwrap_err()] {
             assert_eq!(sorted(bad_fields(&error)), ["owner_id", "tenant_id"]);
@@ -305,6 +311,7 @@ on_both_engines! {
             let free = Tenant {
                 display_name: listed.display_name.clone(),
                 on_limit: OnLimit::Reject.into(),
+                suspended: Some(false),
                 revision: listed.revision,
                 ..tenant(&listed.tenant_id)
             };
@@ -312,17 +319,17 @@ on_both_engines! {
         }
     }
 
-    async fn a_tenant_is_kept_as_put_and_put_again_is_replaced(setup: Setup) {
+    async fn a_tenant_is_kept_as_set_and_set_again_is_replaced(setup: Setup) {
         let (_server, admin) = start(&setup).await;
-        let whole = whole_tenant();
-        let put = try_put_tenant(&admin, Tenant { revision: 77, ..whole.clone() }).await.unwrap();
+        let whole = full_tenant();
+        let put = try_set_tenant(&admin, Tenant { revision: 77, ..whole.clone() }).await.unwrap();
         assert_eq!(put, Tenant { revision: put.revision, ..whole.clone() });
         assert!(put.revision > 0 && put.revision != 77);
         assert_eq!(get_tenant(&admin, &whole.tenant_id).await.unwrap(), put);
 
         let bare = tenant(&whole.tenant_id);
-        let again = try_put_tenant(&admin, bare.clone()).await.unwrap();
-        assert_eq!(again, Tenant { revision: again.revision, on_limit: OnLimit::Reject.into(), ..bare });
+        let again = try_set_tenant(&admin, bare.clone()).await.unwrap();
+        assert_eq!(again, Tenant { revision: again.revision, on_limit: OnLimit::Reject.into(), suspended: Some(false), ..bare });
         assert!(again.revision > put.revision);
         assert_eq!(get_tenant(&admin, &whole.tenant_id).await.unwrap(), again);
         refused(get_tenant(&admin, "nowhere").await, Code::NotFound, "TENANT_NOT_FOUND");
@@ -331,14 +338,14 @@ on_both_engines! {
     async fn what_is_finer_than_a_microsecond_is_not_told_as_if_it_were_kept(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         let fine = Tenant { max_ttl: Some(Duration { seconds: 90, nanos: 1_500 }), ..tenant("acme") };
-        let put = try_put_tenant(&admin, fine).await.unwrap();
+        let put = try_set_tenant(&admin, fine).await.unwrap();
         assert_eq!(get_tenant(&admin, "acme").await.unwrap(), put);
     }
 
     async fn tenants_are_listed_by_their_ids_in_pages(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         for name in ["zeta", "acme", "9", "a-b"] {
-            try_put_tenant(&admin, tenant(name)).await.unwrap();
+            try_set_tenant(&admin, tenant(name)).await.unwrap();
         }
         let (mut pages, mut token) = (Vec::new(), String::new());
         loop {
@@ -351,7 +358,7 @@ on_both_engines! {
         }
         assert_eq!(pages, [&["9", "a-b", "acme", "default"][..], &["system", "zeta"]]);
         for name in ["a", "b"] {
-            try_put_owner(&admin, owner("acme", name)).await.unwrap();
+            try_set_owner(&admin, owner("acme", name)).await.unwrap();
         }
         let token = list_owners(&admin, "acme", 1, "").await.unwrap().next_page_token;
         let error = list_tenants(&admin, -1, &token).await.unwrap_err();
@@ -361,11 +368,11 @@ on_both_engines! {
     async fn each_thing_that_is_wrong_with_a_tenant_is_named(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         for (field, change) in WRONG_TENANTS {
-            let mut wrong = whole_tenant();
+            let mut wrong = full_tenant();
             change(&mut wrong);
-            assert_eq!(bad_fields(&try_put_tenant(&admin, wrong).await.unwrap_err()), [*field]);
+            assert_eq!(bad_fields(&try_set_tenant(&admin, wrong).await.unwrap_err()), [*field]);
         }
-        let mut wrong = whole_tenant();
+        let mut wrong = full_tenant();
         for (_, change) in [4, 10, 12, 14, 15, 16, 17, 19, 21].map(|place| WRONG_TENANTS[place]) {
             change(&mut wrong);
         }
@@ -374,8 +381,8 @@ on_both_engines! {
             "tenant.max_active_keys_per_owner", "tenant.max_ttl", "tenant.on_limit", "tenant.required_owner_scope",
             "tenant.scope_catalog[1]",
         ];
-        assert_eq!(sorted(bad_fields(&try_put_tenant(&admin, wrong).await.unwrap_err())), fields);
-        let nobody = admin.tenants.clone().put_tenant(PutTenantRequest { tenant: None }).await.unwrap_err();
+        assert_eq!(sorted(bad_fields(&try_set_tenant(&admin, wrong).await.unwrap_err())), fields);
+        let nobody = admin.tenants.clone().create_tenant(CreateTenantRequest { tenant: None }).await.unwrap_err();
         assert_eq!(bad_fields(&nobody), ["tenant.tenant_id"]);
         assert_eq!(bad_fields(&get_tenant(&admin, "").await.unwrap_err()), ["tenant_id"]);
         assert_eq!(list_tenants(&admin, 0, "").await.unwrap().tenants.len(), 2, "nothing was put");

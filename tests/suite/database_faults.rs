@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gatekey::api::proto::{Owner, PutOwnerRequest};
+use gatekey::api::proto::Owner;
 use tonic::Status;
 
-use crate::support::{Client, Gatekey, prometheus};
+use crate::support::{Client, Gatekey, client::whole_owner, prometheus};
 
 mod clock;
 mod defaults;
@@ -42,8 +42,8 @@ async fn change(admin: &Client, owner: &str) -> Result<(), Status> {
         owner_id: owner.to_owned(),
         ..Owner::default()
     };
-    let request = PutOwnerRequest { owner: Some(owner) };
-    admin.owners.clone().put_owner(request).await.map(drop)
+    let set = admin.owners.clone().update_owner(whole_owner(owner)).await;
+    set.map(drop)
 }
 
 /// Whether the metric for alerts says that changes can be written.

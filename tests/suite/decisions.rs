@@ -6,9 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::{
-    api::proto::{
-        DeleteOwnerRequest, Key, Owner, Reason, Tenant, ValidateRequest, ValidateResponse,
-    },
+    api::proto::{CreateKeyRequest, Key, Owner, Reason, Tenant, ValidateRequest, ValidateResponse},
     domain::{
         clock::Timestamp,
         key::{Grant, HASH_VERSION, Key as DomainKey, Revocation},
@@ -163,11 +161,14 @@ proptest! {
 on_both_engines! {
     async fn validate_decides_as_the_model_does_after_every_change(setup: Setup) {
         let server = setup.start().await;
-        let keys = Keys::issue(&server.admin().await).await;
+        let admin = server.admin().await;
+        let recorded = Keys::issue(&admin, "alice").await;
+        let without_record = Keys::issue(&admin, "nobody").await;
         let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
         let cases = (world(), vec(question(), 8));
         let proved = block_in_place(|| {
             TestRunner::new(config).run(&cases, |(world, questions)| {
+                let keys = if world.owner.is_some() { &recorded } else { &without_record };
                 Handle::current().block_on(keys.prove(world, &questions))
             })
         });
@@ -175,7 +176,7 @@ on_both_engines! {
     }
 }
 
-/// A key in each state that it cannot leave, and one that changes.
+/// An owner's keys: one in each state that it cannot leave, and one that changes.
 struct Keys {
     admin: Client,
     living: (Key, String),
@@ -184,16 +185,20 @@ struct Keys {
 }
 
 impl Keys {
-    async fn issue(admin: &Client) -> Self {
+    async fn issue(admin: &Client, owner: &str) -> Self {
         let tenant = Tenant {
             tenant_id: TENANT.to_owned(),
             ..Tenant::default()
         };
-        admin.put_tenant(tenant).await;
+        admin.set_tenant(tenant).await;
+        let new = CreateKeyRequest {
+            owner_id: owner.to_owned(),
+            ..new_key(TENANT, &["*"])
+        };
         let keys = Self {
-            living: admin.create(new_key(TENANT, &["*"])).await,
-            expired: admin.create(new_key(TENANT, &["*"])).await,
-            revoked: admin.create(new_key(TENANT, &["*"])).await,
+            living: admin.create(new.clone()).await,
+            expired: admin.create(new.clone()).await,
+            revoked: admin.create(new).await,
             admin: admin.clone(),
         };
         // Without an overlap it ends at once.
@@ -214,10 +219,11 @@ impl Keys {
         };
         if !world.revoked {
             let changed = Key {
-                suspended: world.suspended,
+                suspended: Some(world.suspended),
                 scopes: world.scopes.clone(),
                 audiences: world.audiences.clone(),
                 allowed_cidrs: world.allowed_cidrs.clone(),
+                revision: 0,
                 ..key.clone()
             };
             let paths = ["suspended", "scopes", "audiences", "allowed_cidrs"];
@@ -240,34 +246,26 @@ impl Keys {
 
     /// Puts the owner and the tenant.
     async fn put(&self, world: &World) {
-        let owner_id = self.living.0.owner_id.clone();
         if let Some(record) = &world.owner {
             let owner = Owner {
                 tenant_id: TENANT.to_owned(),
-                owner_id,
+                owner_id: self.living.0.owner_id.clone(),
                 scopes: record.scopes.clone(),
                 audiences: record.audiences.clone(),
-                suspended: record.suspended,
+                suspended: Some(record.suspended),
                 ..Owner::default()
             };
-            self.admin.put_owner(owner).await;
-        } else {
-            let request = DeleteOwnerRequest {
-                tenant_id: TENANT.to_owned(),
-                owner_id,
-            };
-            // There may be none.
-            let _ = self.admin.owners.clone().delete_owner(request).await;
+            self.admin.set_owner(owner).await;
         }
         let tenant = Tenant {
             tenant_id: TENANT.to_owned(),
             require_owner: world.require_owner,
             required_owner_scope: world.required_owner_scope.clone().unwrap_or_default(),
             basic_usernames: world.basic_usernames.clone(),
-            suspended: world.tenant_suspended,
+            suspended: Some(world.tenant_suspended),
             ..Tenant::default()
         };
-        self.admin.put_tenant(tenant).await;
+        self.admin.set_tenant(tenant).await;
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use gatekey::api::proto::{
-    Enforcement, EnforcementState, Key, Owner, PutOwnerRequest, Reason, RevokeKeyRequest,
-    UpdateKeyRequest, ValidateRequest,
+    Enforcement, EnforcementState, Key, Owner, Reason, RevokeKeyRequest, UpdateKeyRequest,
+    ValidateRequest,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::task::JoinSet;
@@ -20,7 +20,7 @@ use tonic::Code;
 
 use crate::support::{
     Client, Gatekey,
-    client::{ask, new_key, texts},
+    client::{ask, new_key, texts, whole_owner},
     on_both_engines,
 };
 
@@ -283,7 +283,7 @@ impl Task {
                 let request = UpdateKeyRequest {
                     key: Some(Key {
                         scopes: scopes.clone(),
-                        suspended: *suspended,
+                        suspended: Some(*suspended),
                         ..self.keys[*key].0.clone()
                     }),
                     update_mask: Some(prost_types::FieldMask {
@@ -313,17 +313,15 @@ impl Task {
                 Some((answer.key?.revision, answer.enforcement?))
             }
             Effect::Owner(owner, state) => {
-                let request = PutOwnerRequest {
-                    owner: Some(Owner {
-                        tenant_id: "default".to_owned(),
-                        owner_id: OWNERS[*owner].to_owned(),
-                        scopes: state.scopes.clone(),
-                        suspended: state.suspended,
-                        ..Owner::default()
-                    }),
-                };
-                let answer = admin.owners.clone().put_owner(request).await;
-                let answer = answer.expect("an owner can be put").into_inner();
+                let request = whole_owner(Owner {
+                    tenant_id: "default".to_owned(),
+                    owner_id: OWNERS[*owner].to_owned(),
+                    scopes: state.scopes.clone(),
+                    suspended: Some(state.suspended),
+                    ..Owner::default()
+                });
+                let answer = admin.owners.clone().update_owner(request).await;
+                let answer = answer.expect("an owner can be set").into_inner();
                 Some((answer.owner?.revision, answer.enforcement?))
             }
         }

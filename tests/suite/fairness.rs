@@ -13,8 +13,8 @@ use std::{
 };
 
 use gatekey::api::proto::{
-    Key, ListKeysRequest, Owner, PutOwnerRequest, Reason, RevokeKeyRequest, RevokeKeysRequest,
-    UpdateKeyRequest,
+    Key, ListKeysRequest, Owner, Reason, RevokeKeyRequest, RevokeKeysRequest, UpdateKeyRequest,
+    UpdateOwnerRequest,
 };
 use tokio::{task::JoinSet, time};
 use tonic::{Code, Status};
@@ -27,7 +27,7 @@ use crate::{
     metrics,
     support::{
         Client, Gatekey, Setup,
-        client::{error_reason, new_key},
+        client::{error_reason, new_key, whole_owner},
         on_both_engines,
     },
 };
@@ -70,7 +70,7 @@ on_both_engines! {
     }
 
     async fn under_64_puts_of_owners_an_admin_revokes_within_a_second(setup: Setup) {
-        revoke_under(setup, "64 PutOwners", |client, n| Box::pin(put(client, n))).await;
+        revoke_under(setup, "64 UpdateOwners", |client, n| Box::pin(put(client, n))).await;
     }
 
     async fn under_64_slow_lists_an_admin_revokes_within_a_second(setup: Setup) {
@@ -271,19 +271,17 @@ async fn update(client: Client, number: usize) -> Result<(), Status> {
     client.keys.clone().update_key(request).await.map(drop)
 }
 
-fn owner(name: String) -> PutOwnerRequest {
-    PutOwnerRequest {
-        owner: Some(Owner {
-            tenant_id: "default".to_owned(),
-            owner_id: name,
-            ..Owner::default()
-        }),
-    }
+fn owner(name: String) -> UpdateOwnerRequest {
+    whole_owner(Owner {
+        tenant_id: "default".to_owned(),
+        owner_id: name,
+        ..Owner::default()
+    })
 }
 
 async fn put(client: Client, number: usize) -> Result<(), Status> {
     let request = owner(format!("owner {number}"));
-    client.owners.clone().put_owner(request).await.map(drop)
+    client.owners.clone().update_owner(request).await.map(drop)
 }
 
 async fn list(client: Client) -> Result<(), Status> {
@@ -330,15 +328,15 @@ async fn take_turns(setup: Setup) {
     for _ in 0..=CALLS_EACH / 100 {
         connections.push(server.client(Some(&narrow)).await);
     }
-    let put_owner = |client: &Client, name: String| {
+    let set_owner = |client: &Client, name: String| {
         let mut owners = client.owners.clone();
         async move {
-            let answer = owners.put_owner(owner(name)).await?.into_inner();
+            let answer = owners.update_owner(owner(name)).await?.into_inner();
             Ok::<_, Status>(answer.owner.expect("an owner").revision)
         }
     };
     // Its credential is in the cache from here on.
-    let head = put_owner(&connections[0], "first".to_owned())
+    let head = set_owner(&connections[0], "first".to_owned())
         .await
         .expect("there is room");
     let mut inside = Inside::of(server.setup()).await;
@@ -348,7 +346,7 @@ async fn take_turns(setup: Setup) {
     // Ten are too many.
     for number in 0..CALLS_EACH + 10 {
         let connection = &connections[number / 100];
-        many.spawn(put_owner(connection, format!("owner {number}")));
+        many.spawn(set_owner(connection, format!("owner {number}")));
     }
     for _ in 0..10 {
         let refused = many.join_next().await.expect("there are more");
@@ -360,7 +358,7 @@ async fn take_turns(setup: Setup) {
             (Code::ResourceExhausted, "CALLS_BUSY")
         );
     }
-    let own = tokio::spawn(put_owner(&admin, "of the admin".to_owned()));
+    let own = tokio::spawn(set_owner(&admin, "of the admin".to_owned()));
     queued(&server, "changes", CALLS_EACH - RUNNING + 1).await;
     let revoking = {
         let admin = admin.clone();

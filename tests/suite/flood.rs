@@ -122,8 +122,8 @@ async fn no_service_reads_a_message_of_more_than_64_kib() {
     let admin = bearer(&server.admin_token());
     for method in [
         "gatekey.v1.KeyService/Validate",
-        "gatekey.v1.OwnerService/PutOwner",
-        "gatekey.v1.TenantService/PutTenant",
+        "gatekey.v1.OwnerService/UpdateOwner",
+        "gatekey.v1.TenantService/UpdateTenant",
         "gatekey.v1.EventService/ListEvents",
         "grpc.health.v1.Health/Check",
     ] {

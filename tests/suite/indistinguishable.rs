@@ -101,7 +101,7 @@ async fn assert_one_answer(setup: &Setup) {
     let admin = server.admin().await;
     for tenant_id in ["acme", "beta"] {
         admin
-            .put_tenant(gatekey::api::proto::Tenant {
+            .set_tenant(gatekey::api::proto::Tenant {
                 tenant_id: tenant_id.to_owned(),
                 basic_usernames: vec!["listed".to_owned()],
                 ..Default::default()
@@ -245,8 +245,8 @@ impl App {
                 ..Tenant::default()
             };
             let admin = CallContext::patient(Caller::admin(ADMIN));
-            let put = keyring.put_tenant(&admin, tenant).await;
-            put.expect("the tenant is put");
+            let put = keyring.create_tenant(&admin, tenant).await;
+            put.expect("the tenant is created");
         }
         Self {
             validator: Validator::new(

@@ -88,7 +88,7 @@ async fn limited(admin: &Client, on_limit: OnLimit) {
         on_limit: on_limit.into(),
         ..Tenant::default()
     };
-    admin.put_tenant(tenant).await;
+    admin.set_tenant(tenant).await;
 }
 
 /// What as many calls are answered that are made at once.

@@ -52,7 +52,7 @@ async fn exercise(client: &Client) -> Vec<String> {
         tenant_id: "acme-tenant".to_owned(),
         ..Tenant::default()
     };
-    client.put_tenant(tenant).await;
+    client.set_tenant(tenant).await;
     let (key, plaintext) = client.issue("acme-tenant", &["jobs:read"]).await;
     for _ in 0..20 {
         assert_eq!(client.reason(&plaintext).await, Reason::Allowed);

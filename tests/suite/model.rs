@@ -33,7 +33,7 @@ use gatekey::{
         cache::Cache,
         context::CallContext,
         failpoint::{Failpoint, Failpoints},
-        keyring::{KeyPatch, Keyring},
+        keyring::{KeyPatch, Keyring, OwnerPatch},
         replica::Replica,
         secret::{HashCost, Peppers, Secrets, pepper_migration::PepperMigration},
         validator::{Decision, ValidationRequest, Validator},
@@ -399,20 +399,23 @@ impl Run {
             }
             let node = self.any_node();
             let revision = if of_owner {
-                let owner = Owner {
-                    tenant_id: "acme".to_owned(),
-                    owner_id: SUSPENDED_OWNER.to_owned(),
+                let name = ("acme", SUSPENDED_OWNER);
+                let missing = Owner {
+                    tenant_id: name.0.to_owned(),
+                    owner_id: name.1.to_owned(),
                     scopes: scopes(),
-                    audiences: Vec::new(),
                     suspended,
-                    display_name: String::new(),
-                    revision: 0,
-                    unreadable: false,
+                    ..Owner::default()
                 };
-                let put = self
-                    .change(&node, node.keyring.put_owner(&caller, owner))
-                    .await;
-                put.map(|owner| owner.revision)
+                let patch = OwnerPatch {
+                    suspended: Some(suspended),
+                    ..OwnerPatch::default()
+                };
+                let updating = node
+                    .keyring
+                    .update_owner(&caller, name, patch, Some(missing));
+                let updated = self.change(&node, updating).await;
+                updated.map(|owner| owner.revision)
             } else {
                 let patch = KeyPatch {
                     suspended: Some(suspended),

@@ -134,7 +134,7 @@ async fn a_failed_handshake_is_logged_with_its_peer_and_a_certificates_owner_is_
         scopes: texts(&["*:keys:list"]),
         ..Owner::default()
     };
-    admin.expect("it is trusted").put_owner(owner).await;
+    admin.expect("it is trusted").set_owner(owner).await;
     let shown_by = authority.issue(&[ORDERS]).shown(authority.trusted());
     let orders = server
         .encrypted(shown_by, None)

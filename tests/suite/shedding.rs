@@ -3,7 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gatekey::api::proto::{Owner, PutOwnerRequest, PutOwnerResponse, Reason, WatchEventsRequest};
+use gatekey::api::proto::{
+    Owner, Reason, UpdateOwnerRequest, UpdateOwnerResponse, WatchEventsRequest,
+};
 use prost::Message as _;
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time};
 use tonic::{Code, codegen::Bytes};
@@ -16,7 +18,7 @@ use crate::{
     inside::Inside,
     support::{
         Gatekey,
-        client::{error_reason, texts},
+        client::{error_reason, texts, whole_owner},
         on_both_engines,
     },
 };
@@ -31,15 +33,13 @@ const ROOM: usize = 256;
 const FOLLOWERS: usize = 16;
 const DEADLINE: Duration = Duration::from_mins(1);
 
-fn put_owner(name: &str) -> PutOwnerRequest {
-    PutOwnerRequest {
-        owner: Some(Owner {
-            tenant_id: "default".to_owned(),
-            owner_id: name.to_owned(),
-            scopes: texts(&["a"]),
-            ..Owner::default()
-        }),
-    }
+fn set_owner(name: &str) -> UpdateOwnerRequest {
+    whole_owner(Owner {
+        tenant_id: "default".to_owned(),
+        owner_id: name.to_owned(),
+        scopes: texts(&["a"]),
+        ..Owner::default()
+    })
 }
 
 async fn is_ready(mut health: HealthClient<tonic::transport::Channel>) -> bool {
@@ -70,7 +70,7 @@ on_both_engines! {
             let owners = connections[number % CONNECTIONS].owners.clone();
             let answered = Arc::clone(&answered);
             calls.spawn(async move {
-                let answer = owners.clone().put_owner(put_owner(&format!("owner {number}"))).await;
+                let answer = owners.clone().update_owner(set_owner(&format!("owner {number}"))).await;
                 answered.add_permits(1);
                 answer.map(drop)
             });
@@ -100,7 +100,7 @@ on_both_engines! {
             }
         }
         assert_eq!(refused, CALLS - ROOM);
-        admin.owners.clone().put_owner(put_owner("the next")).await.expect("there is room again");
+        admin.owners.clone().update_owner(set_owner("the next")).await.expect("there is room again");
     }
 }
 
@@ -112,7 +112,7 @@ async fn who_sends_half_a_message_takes_nobodys_place() {
         let (mut send, driving) = connect(&server).await;
         tokio::spawn(driving);
         for _ in 0..CALLS / CONNECTIONS {
-            let request = request(&server, "gatekey.v1.OwnerService/PutOwner");
+            let request = request(&server, "gatekey.v1.OwnerService/UpdateOwner");
             send = send.ready().await.expect("it takes more");
             let (answer, mut body) = send.send_request(request, false).expect("it is sent");
             body.send_data(Bytes::from_static(&[0, 0, 0]), false)
@@ -185,9 +185,9 @@ on_both_engines! {
         let mut inside = Inside::of(&setup).await;
         inside.hold().await;
         let mut send = send.ready().await.expect("it takes a call");
-        let request = request(&server, "gatekey.v1.OwnerService/PutOwner");
+        let request = request(&server, "gatekey.v1.OwnerService/UpdateOwner");
         let (answer, mut body) = send.send_request(request, false).expect("it is sent");
-        let message = put_owner("an owner").encode_to_vec();
+        let message = set_owner("an owner").encode_to_vec();
         let mut framed = vec![0];
         framed.extend(u32::try_from(message.len()).expect("it is short").to_be_bytes());
         framed.extend(message);
@@ -206,7 +206,7 @@ on_both_engines! {
         }
         let trailers = body.trailers().await.expect("nothing is cut").expect("a status");
         assert_eq!(trailers["grpc-status"], "0");
-        let answer = PutOwnerResponse::decode(&read[5..]).expect("an answer");
+        let answer = UpdateOwnerResponse::decode(&read[5..]).expect("an answer");
         assert_eq!(answer.owner.expect("an owner").owner_id, "an owner");
         drop(send);
         let used = time::timeout(DEADLINE, used).await.expect("it is ended");

@@ -1,8 +1,8 @@
 //! What looks like something else is refused, by an error that names the field and says what would be right.
 
 use gatekey::api::proto::{
-    CreateKeyRequest, GetOwnerRequest, ListEventsRequest, ListKeysRequest, Owner, PutOwnerRequest,
-    PutTenantRequest, Reason, RevokeKeyRequest, Tenant, ValidateRequest,
+    CreateKeyRequest, CreateOwnerRequest, CreateTenantRequest, GetOwnerRequest, ListEventsRequest,
+    ListKeysRequest, Owner, Reason, RevokeKeyRequest, Tenant, ValidateRequest,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -52,7 +52,7 @@ async fn a_name_with_an_invisible_character_is_refused_wherever_one_is_given() {
         let put = admin
             .owners
             .clone()
-            .put_owner(PutOwnerRequest { owner })
+            .create_owner(CreateOwnerRequest { owner })
             .await;
         let wrong = ["owner.audiences[0]", "owner.display_name", "owner.owner_id"];
         assert_eq!(violations(put, &code), wrong);
@@ -65,7 +65,7 @@ async fn a_name_with_an_invisible_character_is_refused_wherever_one_is_given() {
         let put = admin
             .tenants
             .clone()
-            .put_tenant(PutTenantRequest { tenant })
+            .create_tenant(CreateTenantRequest { tenant })
             .await;
         assert_eq!(
             violations(put, &code),

@@ -1,14 +1,14 @@
 //! In tenant `system`, a caller takes nothing from a key or an owner that holds what the caller does not hold.
 
 use gatekey::api::proto::{
-    CreateKeyRequest, Key, OnLimit, Owner, PutOwnerRequest, Reason, RevokeKeysRequest,
-    RotateKeyRequest, Tenant, UpdateKeyRequest,
+    CreateKeyRequest, Key, OnLimit, Owner, Reason, RevokeKeysRequest, RotateKeyRequest, Tenant,
+    UpdateKeyRequest,
 };
 use tonic::{Code, Status};
 
 use crate::support::{
     Client, Setup,
-    client::{ask, error_reason, new_key, texts},
+    client::{ask, error_reason, new_key, texts, whole_owner},
     on_both_engines,
 };
 
@@ -45,7 +45,7 @@ async fn prove_keys_are_left_alone(setup: &Setup) {
         scopes: texts(WEAK),
         audiences: texts(&["elsewhere"]),
         allowed_cidrs: texts(&["192.0.2.0/24"]),
-        suspended: true,
+        suspended: Some(true),
         label: "another".to_owned(),
         expires_at: Some(prost_types::Timestamp {
             seconds: 4_000_000_000,
@@ -87,13 +87,13 @@ async fn prove_keys_are_left_alone(setup: &Setup) {
 async fn prove_owners_are_left_alone(setup: &Setup) {
     let server = setup.start().await;
     let (admin, steward) = callers(&server.admin().await).await;
-    admin.put_owner(owner("recorded", STRONG)).await;
+    admin.set_owner(owner("recorded", STRONG)).await;
     // Without a record an owner is as strong as the keys it has, a suspended one among them.
     let (_, plaintext) = admin.create(system_key("bare", STRONG)).await;
     let (asleep, _) = admin.create(system_key("asleep", STRONG)).await;
     let suspended = Key {
         key_id: asleep.key_id,
-        suspended: true,
+        suspended: Some(true),
         ..Key::default()
     };
     update(&admin, suspended, "suspended")
@@ -104,7 +104,7 @@ async fn prove_owners_are_left_alone(setup: &Setup) {
             owner(name, WEAK),
             owner(name, &[]),
             Owner {
-                suspended: true,
+                suspended: Some(true),
                 ..owner(name, WEAK)
             },
             Owner {
@@ -129,7 +129,7 @@ async fn prove_owners_are_left_alone(setup: &Setup) {
     }
     // In another tenant scopes are no rights over gatekey.
     admin
-        .put_owner(Owner {
+        .set_owner(Owner {
             tenant_id: "default".to_owned(),
             ..owner("alice", STRONG)
         })
@@ -157,12 +157,12 @@ async fn prove_no_key_is_replaced(setup: &Setup) {
         on_limit: OnLimit::ReplaceOldest.into(),
         ..Tenant::default()
     };
-    admin.put_tenant(limit(2)).await;
+    admin.set_tenant(limit(2)).await;
     assert_stronger(
         steward.try_create(system_key("root", WEAK)).await,
         "CreateKey",
     );
-    admin.put_tenant(limit(1)).await;
+    admin.set_tenant(limit(1)).await;
     // Without an overlap the rotated key leaves its place, and the strong one has none.
     let rotate = RotateKeyRequest {
         key_id: weak.key_id,
@@ -224,7 +224,7 @@ fn owner(owner_id: &str, scopes: &[&str]) -> Owner {
 
 async fn update(client: &Client, key: Key, path: &str) -> Result<(), Status> {
     let request = UpdateKeyRequest {
-        key: Some(key),
+        key: Some(Key { revision: 0, ..key }),
         update_mask: Some(prost_types::FieldMask {
             paths: texts(&[path]),
         }),
@@ -233,8 +233,8 @@ async fn update(client: &Client, key: Key, path: &str) -> Result<(), Status> {
 }
 
 async fn put(client: &Client, owner: Owner) -> Result<(), Status> {
-    let request = PutOwnerRequest { owner: Some(owner) };
-    client.owners.clone().put_owner(request).await.map(drop)
+    let set = client.owners.clone().update_owner(whole_owner(owner)).await;
+    set.map(drop)
 }
 
 #[track_caller]

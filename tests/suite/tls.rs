@@ -12,7 +12,7 @@ use std::{
 };
 
 use gatekey::api::proto::{
-    DeleteOwnerRequest, ListEventsRequest, Owner, PutOwnerRequest, Reason, WatchEventsRequest,
+    DeleteOwnerRequest, ListEventsRequest, Owner, Reason, WatchEventsRequest,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -28,7 +28,7 @@ use crate::{
     support::{
         Authority, Client, Database, Gatekey,
         authority::Identity,
-        client::{ask, error_reason, new_key, next_event, texts},
+        client::{ask, error_reason, new_key, next_event, texts, whole_owner},
         on_both_engines,
         postgres::Cluster,
         tool, write_secret,
@@ -104,20 +104,20 @@ on_both_engines! {
         let why = refused(&call("KeyService/Validate", &validate));
         assert!(why.contains("PermissionDenied"), "it has no record yet: {why}");
 
-        admin.put_owner(owner(ORDERS, &["*:keys:validate"])).await;
+        admin.set_owner(owner(ORDERS, &["*:keys:validate"])).await;
         assert!(answered(&call("KeyService/Validate", &validate)).contains("\"allowed\": true"));
         assert!(refused(&call("KeyService/CreateKey", CREATE)).contains("PermissionDenied"));
 
-        admin.put_owner(owner(ORDERS, &["default:keys:create"])).await;
+        admin.set_owner(owner(ORDERS, &["default:keys:create"])).await;
         let created = answered(&call("KeyService/CreateKey", CREATE));
         assert!(created.contains(&format!("\"createdBy\": \"{ORDERS}\"")), "{created}");
         assert!(refused(&call("KeyService/Validate", &validate)).contains("PermissionDenied"));
 
-        let suspended = Owner { suspended: true, ..owner(ORDERS, &["*"]) };
-        admin.put_owner(suspended).await;
+        let suspended = Owner { suspended: Some(true), ..owner(ORDERS, &["*"]) };
+        admin.set_owner(suspended).await;
         assert!(refused(&call("KeyService/Validate", &validate)).contains("Unauthenticated"));
 
-        let deleted = DeleteOwnerRequest { tenant_id: "system".to_owned(), owner_id: ORDERS.to_owned() };
+        let deleted = DeleteOwnerRequest { tenant_id: "system".to_owned(), owner_id: ORDERS.to_owned(), revoke_keys: false };
         admin.owners.clone().delete_owner(deleted).await.expect("it is deleted");
         assert!(refused(&call("KeyService/Validate", &validate)).contains("PermissionDenied"));
     }
@@ -128,7 +128,7 @@ async fn with_grpcurl_a_wrong_an_expired_or_no_certificate_may_do_nothing() {
     let authority = Authority::new("ours");
     let server = Gatekey::sqlite().encrypted(&authority).start().await;
     let admin = admin(&server, &authority).await;
-    admin.put_owner(owner(ORDERS, &["*"])).await;
+    admin.set_owner(owner(ORDERS, &["*"])).await;
     let identities = [
         ("good", authority.issue(&[ORDERS])),
         // By the name it is the same CA.
@@ -172,7 +172,7 @@ async fn a_credential_in_the_call_counts_instead_of_the_certificate() {
     let authority = Authority::new("ours");
     let server = Gatekey::sqlite().encrypted(&authority).start().await;
     let admin = admin(&server, &authority).await;
-    admin.put_owner(owner(ORDERS, &["*"])).await;
+    admin.set_owner(owner(ORDERS, &["*"])).await;
     let (_, narrow) = admin.issue("system", &["*:keys:validate"]).await;
     let tls = authority.issue(&[ORDERS]).shown(authority.trusted());
     for (credential, code) in [
@@ -196,7 +196,7 @@ async fn no_certificate_makes_an_admin_or_a_key_of_its_holder() {
     let admin = admin(&server, &authority).await;
     let (key, _) = admin.issue("system", &["*"]).await;
     for name in ["admin", &key.key_id] {
-        admin.put_owner(owner(name, &["*"])).await;
+        admin.set_owner(owner(name, &["*"])).await;
         // A URI may have any form; the key's id is no DNS name.
         let identity = authority.issue(&[name]);
         let holder = holder(&server, &authority, &identity).await;
@@ -212,7 +212,7 @@ on_both_engines! {
         let authority = Authority::new("ours");
         let server = setup.encrypted(&authority).start().await;
         let admin = admin(&server, &authority).await;
-        admin.put_owner(owner(ORDERS, &["default:*"])).await;
+        admin.set_owner(owner(ORDERS, &["default:*"])).await;
         let holder = holder(&server, &authority, &authority.issue(&[ORDERS])).await;
         let made = Arc::new(AtomicUsize::new(0));
         let mut callers = JoinSet::new();
@@ -220,13 +220,11 @@ on_both_engines! {
             let (holder, made) = (holder.clone(), Arc::clone(&made));
             callers.spawn(async move {
                 loop {
-                    let request = PutOwnerRequest {
-                        owner: Some(Owner {
-                            tenant_id: "default".to_owned(),
-                            ..owner(&format!("owner {number}"), &["a"])
-                        }),
-                    };
-                    match holder.owners.clone().put_owner(request).await {
+                    let request = whole_owner(Owner {
+                        tenant_id: "default".to_owned(),
+                        ..owner(&format!("owner {number}"), &["a"])
+                    });
+                    match holder.owners.clone().update_owner(request).await {
                         Ok(_) => made.fetch_add(1, Ordering::Relaxed),
                         Err(refused) => return refused.code(),
                     };
@@ -236,8 +234,8 @@ on_both_engines! {
         while made.load(Ordering::Relaxed) < 40 {
             time::sleep(Duration::from_millis(5)).await;
         }
-        let suspended = Owner { suspended: true, ..owner(ORDERS, &["default:*"]) };
-        let suspended = admin.put_owner(suspended).await;
+        let suspended = Owner { suspended: Some(true), ..owner(ORDERS, &["default:*"]) };
+        let suspended = admin.set_owner(suspended).await;
         let ended = time::timeout(DEADLINE, callers.join_all()).await;
         for code in ended.expect("none goes on") {
             assert_eq!(code, Code::Unauthenticated);
@@ -255,7 +253,7 @@ async fn who_follows_the_log_by_a_certificate_does_so_as_long_as_its_owner_may()
     let server = Gatekey::sqlite().encrypted(&authority).start().await;
     let admin = admin(&server, &authority).await;
     let put = admin
-        .put_owner(owner(ORDERS, &["default:events:read"]))
+        .set_owner(owner(ORDERS, &["default:events:read"]))
         .await;
     let holder = holder(&server, &authority, &authority.issue(&[ORDERS])).await;
     let request = WatchEventsRequest {
@@ -267,10 +265,10 @@ async fn who_follows_the_log_by_a_certificate_does_so_as_long_as_its_owner_may()
     let (key, _) = admin.issue("default", &["jobs:read"]).await;
     assert_eq!(next_event(&mut events).await.key_id, key.key_id);
     let suspended = Owner {
-        suspended: true,
+        suspended: Some(true),
         ..owner(ORDERS, &["default:events:read"])
     };
-    admin.put_owner(suspended).await;
+    admin.set_owner(suspended).await;
     let end = time::timeout(DEADLINE, events.message()).await;
     let end = end.expect("it ends").expect_err("it may no more");
     assert_eq!(end.code(), Code::Unauthenticated);
@@ -285,7 +283,7 @@ async fn a_certificate_is_known_from_memory_while_the_store_is_silent() {
     let server = setup.start().await;
     server.wait_for_log(r#""message":"ready""#).await;
     let admin = admin(&server, &authority).await;
-    admin.put_owner(owner(ORDERS, &["*:keys:validate"])).await;
+    admin.set_owner(owner(ORDERS, &["*:keys:validate"])).await;
     let (_, plaintext) = admin.issue("default", &["jobs:read"]).await;
     let holder = holder(&server, &authority, &authority.issue(&[ORDERS])).await;
     assert_eq!(holder.reason(&plaintext).await, Reason::Allowed);
@@ -298,7 +296,7 @@ async fn replaced_files_are_for_new_connections_and_no_call_fails_meanwhile() {
     let (before, after) = (Authority::new("before"), Authority::new("after"));
     let server = Gatekey::sqlite().encrypted(&before).start().await;
     let old = admin(&server, &before).await;
-    old.put_owner(owner(ORDERS, &["*:keys:validate"])).await;
+    old.set_owner(owner(ORDERS, &["*:keys:validate"])).await;
     let (_, plaintext) = old.issue("default", &["jobs:read"]).await;
     let token = server.admin_token();
     let trusts = |authority: &Authority| {
@@ -501,7 +499,7 @@ async fn the_certificate_of_a_client_is_not_asked_for_without_a_ca() {
     let setup = setup.unset("GATEKEY_TLS_CLIENT_CA_FILE");
     let server = setup.start().await;
     let admin = admin(&server, &authority).await;
-    admin.put_owner(owner(ORDERS, &["*"])).await;
+    admin.set_owner(owner(ORDERS, &["*"])).await;
     let holder = holder(&server, &authority, &authority.issue(&[ORDERS])).await;
     let refused = holder.try_create(new_key("default", &["a"])).await;
     let refused = refused.expect_err("its certificate was not asked for");

@@ -29,7 +29,7 @@ const LOSE_KEYS: &str = "ALTER TABLE keys RENAME TO lost";
 /// Keys of every kind that can be allowed, as they are asked about.
 async fn all_kinds(admin: &Client) -> Vec<ValidateRequest> {
     admin
-        .put_tenant(Tenant {
+        .set_tenant(Tenant {
             tenant_id: "acme".to_owned(),
             basic_usernames: texts(&["api"]),
             required_owner_scope: "keys".to_owned(),
@@ -37,7 +37,7 @@ async fn all_kinds(admin: &Client) -> Vec<ValidateRequest> {
         })
         .await;
     admin
-        .put_owner(Owner {
+        .set_owner(Owner {
             tenant_id: "acme".to_owned(),
             owner_id: "alice".to_owned(),
             scopes: texts(&["jobs:*", "keys"]),
@@ -86,7 +86,7 @@ async fn answers(admin: &Client, asked: &[ValidateRequest]) -> Vec<ValidateRespo
 async fn suspend(admin: &Client, key: Key) {
     let request = UpdateKeyRequest {
         key: Some(Key {
-            suspended: true,
+            suspended: Some(true),
             ..key
         }),
         update_mask: Some(prost_types::FieldMask {
@@ -105,10 +105,10 @@ async fn a_tenant_stays_suspended(setup: Setup) {
         tenant_id: "acme".to_owned(),
         ..Tenant::default()
     };
-    admin.put_tenant(tenant.clone()).await;
+    admin.set_tenant(tenant.clone()).await;
     let (_, plaintext) = admin.issue("acme", &["jobs:read"]).await;
-    tenant.suspended = true;
-    admin.put_tenant(tenant).await;
+    tenant.suspended = Some(true);
+    admin.set_tenant(tenant).await;
     let server = server.stop().await.start().await;
     server.wait_for_log(READY).await;
     let reason = server.admin().await.reason(&plaintext).await;

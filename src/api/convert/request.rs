@@ -58,7 +58,9 @@ impl Fields {
     }
 
     pub(in crate::api) fn tenant_id(&mut self, field: &str, value: String) -> String {
-        if !is_tenant_id(&value) {
+        if value.is_empty() {
+            self.note(field, "is required");
+        } else if !is_tenant_id(&value) {
             self.note(field, "must be [a-z0-9][a-z0-9-]{0,62}");
         }
         value
@@ -74,13 +76,18 @@ impl Fields {
 
     pub(in crate::api) fn key_id(&mut self, field: &str, value: &str) -> Option<KeyId> {
         let id = KeyId::parse(value);
-        if id.is_none() {
+        if value.is_empty() {
+            self.note(field, "is required");
+        } else if id.is_none() {
             self.note(field, "must be key_ and 16 letters or digits");
         }
         id
     }
 
     pub(in crate::api) fn owner_id(&mut self, field: &str, value: String) -> String {
+        if value.is_empty() {
+            self.note(field, "is required");
+        }
         self.name(field, &value);
         value
     }

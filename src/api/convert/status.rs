@@ -309,6 +309,16 @@ impl From<ServiceError> for Status {
                 let told = ("store_id", store_id);
                 return telling(Code::FailedPrecondition, "STORE_ID_MISMATCH", told, message);
             }
+            ServiceError::RevisionMismatch(revision) => {
+                let told = ("revision", revision.to_string());
+                return telling(Code::Aborted, "REVISION_MISMATCH", told, message);
+            }
+            ServiceError::Invalid(violation) => return Invalid(vec![violation]).into(),
+            ServiceError::OwnerExists => (Code::AlreadyExists, "OWNER_ALREADY_EXISTS"),
+            ServiceError::TenantExists => (Code::AlreadyExists, "TENANT_ALREADY_EXISTS"),
+            ServiceError::OwnerHasKeys => (Code::FailedPrecondition, "OWNER_HAS_KEYS"),
+            ServiceError::OwnerUnreadable => (Code::FailedPrecondition, "OWNER_UNREADABLE"),
+            ServiceError::TenantInUse(_) => (Code::FailedPrecondition, "TENANT_IN_USE"),
             ServiceError::CallerGone => (Code::Unauthenticated, "CREDENTIAL_INVALID"),
             ServiceError::NoKey => (Code::NotFound, "KEY_NOT_FOUND"),
             ServiceError::NoOwner => (Code::NotFound, "OWNER_NOT_FOUND"),

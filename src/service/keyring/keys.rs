@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 use super::{
     Keyring, Lane, Stage,
     admission::{admit_extension, admit_new, admit_revival, admit_rotation},
-    admit_change, admit_grant, admit_key, change,
-    detail::{of_ids, of_scopes, of_time},
-    key_in_view, tenant_in,
+    admit_change, admit_grant, admit_key, admit_revision, change,
+    detail::{changed, of_ids, of_key, of_scopes, of_time},
+    key_in_view,
+    patch::KeyPatch,
+    tenant_in,
 };
 use crate::{
     domain::{
@@ -27,7 +29,7 @@ use crate::{
         error::{ServiceError, authorize, obey},
         failpoint::Failpoint,
     },
-    store::{KeyQuery, Listed},
+    store::{KeyQuery, Listed, Mutation},
 };
 
 /// Maximum number of key ids in an event, because event readers accept messages of at most 4 MiB.
@@ -68,20 +70,6 @@ pub struct Rotation {
     pub overlap: Duration,
     /// `None`: the old key's lifetime, from its creation to its expiry.
     pub lifetime: Option<Lifetime>,
-}
-
-/// New values for the fields to change; `None` leaves a field unchanged.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct KeyPatch {
-    pub label: Option<String>,
-    pub description: Option<String>,
-    pub scopes: Option<Scopes>,
-    pub audiences: Option<Vec<String>>,
-    pub allowed_cidrs: Option<Vec<IpNet>>,
-    pub metadata: Option<BTreeMap<String, String>>,
-    /// `Some(None)`: the key never expires.
-    pub expires_at: Option<Option<Timestamp>>,
-    pub suspended: Option<bool>,
 }
 
 /// A new key with its plaintext, which only one response contains.
@@ -235,7 +223,8 @@ impl Keyring {
     /// Changes a key.
     ///
     /// # Errors
-    /// [`ServiceError::KeyRevoked`], a violated tenant rule, and the errors common to all calls.
+    /// [`ServiceError::KeyRevoked`], [`ServiceError::RevisionMismatch`], a violated tenant rule, and
+    /// the errors common to all calls.
     pub async fn update(
         &self,
         context: &CallContext,
@@ -253,6 +242,7 @@ impl Keyring {
         if key.unreadable {
             return Err(ServiceError::KeyUnreadable);
         }
+        admit_revision(patch.revision, key.revision)?;
         let rules = tenant_in(&mut *mutation, &key.tenant_id).await?;
         obey([
             (patch.scopes.as_ref()).map_or(Ok(()), |scopes| rules.admit_scopes(scopes)),
@@ -262,13 +252,14 @@ impl Keyring {
             admit_extension(&key, expiry)?;
             admit_revival(&mut *mutation, &rules, &key, self.clock.now()).await?;
         }
-        let details = patch.apply(&mut key);
+        let before = of_key(&key);
+        patch.apply(&mut key);
         admit_grant(caller, &key.tenant_id, &key.scopes)?;
         key.revision = mutation.revision();
         mutation.update_key(&key).await?;
 
         let mut event = key_change(caller, self.clock.now(), EventKind::KeyUpdated, &key);
-        event.details = details;
+        event.details = changed(&before, of_key(&key));
         self.commit(context, mutation, event).await?;
         Ok(key)
     }
@@ -361,10 +352,10 @@ impl Keyring {
         let caller = &caller;
         authorize(caller, tenant, Action::KeysRevoke)?;
         tenant_in(&mut *mutation, tenant).await?;
-        let now = self.clock.now();
-        let keys = mutation.list_living(tenant, owner.as_deref(), now).await?;
-        let count = keys.len();
-        if keys.is_empty() {
+        let mut event = change(caller, self.clock.now(), EventKind::KeysRevoked, tenant);
+        event.owner_id = owner;
+        let count = revoke_living(&mut *mutation, &mut event, reason).await?;
+        if count == 0 {
             return Ok(Revoked {
                 count,
                 revision: None,
@@ -372,21 +363,7 @@ impl Keyring {
                 since: mutation.revision() - 1,
             });
         }
-        mutation
-            .revoke_living(tenant, owner.as_deref(), now, &caller.actor, &reason)
-            .await?;
-
         let revision = mutation.revision();
-        let mut event = change(caller, now, EventKind::KeysRevoked, tenant);
-        event.owner_id = owner;
-        event
-            .details
-            .insert("reason".to_owned(), Value::String(reason));
-        let told = &keys[..count.min(TOLD_MAX)];
-        event.details.extend([
-            ("revoked_count".to_owned(), json!(count)),
-            ("key_ids".to_owned(), of_ids(told)),
-        ]);
         self.commit(context, mutation, event).await?;
         Ok(Revoked {
             count,
@@ -464,6 +441,30 @@ impl Keyring {
     }
 }
 
+/// Revokes the living keys of an event's tenant, or of its owner if it has one, and adds them to the
+/// event. Returns the number of keys.
+pub(super) async fn revoke_living(
+    mutation: &mut dyn Mutation,
+    event: &mut Change,
+    reason: String,
+) -> Result<usize, ServiceError> {
+    let (tenant, owner, now) = (&*event.tenant_id, event.owner_id.as_deref(), event.at);
+    let keys = mutation.list_living(tenant, owner, now).await?;
+    if keys.is_empty() {
+        return Ok(0);
+    }
+    mutation
+        .revoke_living(tenant, owner, now, &event.actor, &reason)
+        .await?;
+    let told = &keys[..keys.len().min(TOLD_MAX)];
+    event.details.extend([
+        ("reason".to_owned(), Value::String(reason)),
+        ("revoked_count".to_owned(), json!(keys.len())),
+        ("key_ids".to_owned(), of_ids(told)),
+    ]);
+    Ok(keys.len())
+}
+
 /// Returns an event about one key, with the common fields set.
 fn key_change(caller: &Caller, at: Timestamp, kind: EventKind, key: &Key) -> Change {
     Change {
@@ -491,49 +492,5 @@ impl Lifetime {
             Self::Until(at) => at,
             Self::For(span) => now.after(span),
         }
-    }
-}
-
-impl KeyPatch {
-    /// Changes the key, and returns the changed fields for the event log.
-    fn apply(self, key: &mut Key) -> Details {
-        let mut details = Details::new();
-        let mut collect = |field: &str, value| details.insert(field.to_owned(), value);
-        if let Some(label) = self.label {
-            collect("label", json!(label));
-            key.label = label;
-        }
-        if let Some(description) = self.description {
-            collect("description", json!(description));
-            key.description = description;
-        }
-        if let Some(scopes) = self.scopes {
-            collect("scopes", of_scopes(&scopes));
-            key.scopes = scopes;
-        }
-        if let Some(audiences) = self.audiences {
-            collect("audiences", json!(audiences));
-            key.audiences = audiences;
-        }
-        if let Some(cidrs) = self.allowed_cidrs {
-            collect(
-                "allowed_cidrs",
-                json!(cidrs.iter().map(ToString::to_string).collect::<Vec<_>>()),
-            );
-            key.allowed_cidrs = cidrs;
-        }
-        if let Some(metadata) = self.metadata {
-            collect("metadata", json!(metadata));
-            key.metadata = metadata;
-        }
-        if let Some(expires_at) = self.expires_at {
-            collect("expires_at", of_time(expires_at));
-            key.expires_at = expires_at;
-        }
-        if let Some(suspended) = self.suspended {
-            collect("suspended", json!(suspended));
-            key.suspended = suspended;
-        }
-        details
     }
 }

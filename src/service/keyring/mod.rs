@@ -9,6 +9,7 @@ mod admission;
 mod detail;
 mod keys;
 mod owners;
+mod patch;
 mod tenants;
 mod turns;
 
@@ -44,7 +45,8 @@ use crate::{
     store::{Mutation, Store, StoreError},
 };
 
-pub use keys::{Issued, KeyPatch, Lifetime, NewKey, Revoked, Rotation};
+pub use keys::{Issued, Lifetime, NewKey, Revoked, Rotation};
+pub use patch::{KeyPatch, OwnerPatch, TenantPatch};
 
 /// Changes keys, owners and tenants, and reads them for administrators.
 pub struct Keyring {
@@ -251,6 +253,14 @@ async fn tenant_in(mutation: &mut dyn Mutation, tenant: &str) -> Result<Tenant, 
         .find_tenant(tenant)
         .await?
         .ok_or(ServiceError::NoTenant)
+}
+
+/// Checks that a resource has the revision that a change expects, if it expects one.
+fn admit_revision(expected: Option<i64>, revision: i64) -> Result<(), ServiceError> {
+    match expected {
+        Some(expected) if expected != revision => Err(ServiceError::RevisionMismatch(revision)),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that the caller may take `scopes` from a key or an owner. In tenant `system`, these are

@@ -13,7 +13,7 @@ use tonic_health::pb::{
 };
 
 use super::{
-    LIST_KEYS, PUT_OWNER, REFLECTION, VALIDATE, WINDOW,
+    LIST_KEYS, REFLECTION, UPDATE_OWNER, VALIDATE, WINDOW,
     raw::{Answer, Raw, framed, request},
 };
 use crate::{
@@ -62,7 +62,7 @@ async fn who_is_not_known_or_may_not_is_refused_before_a_body_is_read() {
     let server = Gatekey::sqlite().start().await;
     let admin = server.admin().await;
     let narrow = admin.issue("system", &["acme:owners:read"]).await.1;
-    for method in [VALIDATE, LIST_KEYS, PUT_OWNER, WATCH_EVENTS] {
+    for method in [VALIDATE, LIST_KEYS, UPDATE_OWNER, WATCH_EVENTS] {
         for (credential, code, why) in [
             (None, Code::Unauthenticated, "CREDENTIAL_MISSING"),
             (Some("wrong"), Code::Unauthenticated, "CREDENTIAL_INVALID"),
@@ -99,7 +99,14 @@ async fn a_request_that_is_not_complete_in_time_is_ended() {
     let server = Gatekey::sqlite().start().await;
     let token = server.admin_token();
     let mut calls = JoinSet::new();
-    for method in [VALIDATE, PUT_OWNER, WATCH_EVENTS, CHECK, WATCH, REFLECTION] {
+    for method in [
+        VALIDATE,
+        UPDATE_OWNER,
+        WATCH_EVENTS,
+        CHECK,
+        WATCH,
+        REFLECTION,
+    ] {
         let mut raw = raw(&server).await;
         let request = request(server.addr(), method, Some(&token));
         calls.spawn(async move {
@@ -126,7 +133,7 @@ async fn unfinished_requests_do_not_delay_the_stop() {
     let token = server.admin_token();
     let (mut raw, mut calls) = (raw(&server).await, JoinSet::new());
     for number in 0..100 {
-        let method = [VALIDATE, PUT_OWNER, WATCH_EVENTS, CHECK][number % 4];
+        let method = [VALIDATE, UPDATE_OWNER, WATCH_EVENTS, CHECK][number % 4];
         let request = request(server.addr(), method, Some(&token));
         let half = Bytes::from_static(&[0, 0, 0]);
         let (answer, body) = raw.open(request, Some(half)).await.expect("a call");

@@ -86,7 +86,7 @@ async fn a_second_signal_ends_the_process_at_once_while_a_call_is_carried_out() 
         let mut raw = Raw::connect(addr).await;
         let headers = [("authorization", &*token)];
         let (_answer, mut body) = raw
-            .begin("gatekey.v1.TenantService/PutTenant", &headers)
+            .begin("gatekey.v1.TenantService/CreateTenant", &headers)
             .await;
         let message = b"\0\0\0\0\x08\x0a\x06\x0a\x04acme";
         body.send_data(message.to_vec().into(), true)

@@ -2,7 +2,7 @@
 
 use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, Key, ListKeysRequest, ListOwnersRequest, ListTenantsRequest,
-    Owner, Reason, Tenant, UpdateKeyRequest,
+    Owner, Reason, Tenant, UpdateKeyRequest, UpdateOwnerRequest, UpdateTenantRequest,
 };
 use tonic::Code;
 
@@ -62,7 +62,7 @@ async fn damaged_key(setup: &Setup, admin: &Client, damage: &'static str) {
     let listed = list(admin).await;
     let found = listed.iter().find(|listed| listed.key_id == key.key_id);
     let found = found.unwrap_or_else(|| panic!("{damage}: it is not listed"));
-    assert!(found.unreadable && found.suspended, "{damage}: {found:?}");
+    assert!(found.unreadable && found.suspended(), "{damage}: {found:?}");
     assert_eq!(found.label, "damaged");
     let others = listed.iter().filter(|other| other.label == "whole");
     assert!(others.clone().count() == 2 && others.clone().all(|other| !other.unreadable));
@@ -80,7 +80,7 @@ async fn damaged_key(setup: &Setup, admin: &Client, damage: &'static str) {
     assert!(got.key.expect("a key").unreadable);
     let update = UpdateKeyRequest {
         key: Some(Key {
-            suspended: false,
+            suspended: Some(false),
             ..key.clone()
         }),
         update_mask: Some(prost_types::FieldMask {
@@ -114,9 +114,9 @@ async fn damaged_owner(setup: &Setup, admin: &Client) {
         scopes: texts(&["*"]),
         ..Owner::default()
     };
-    admin.put_owner(owner.clone()).await;
+    admin.set_owner(owner.clone()).await;
     admin
-        .put_owner(Owner {
+        .set_owner(Owner {
             owner_id: "bob".to_owned(),
             ..owner.clone()
         })
@@ -140,7 +140,17 @@ async fn damaged_owner(setup: &Setup, admin: &Client) {
         .into_inner();
     let unreadable: Vec<_> = page.owners.iter().map(|owner| owner.unreadable).collect();
     assert_eq!(unreadable, [true, false]);
-    assert!(!admin.put_owner(owner).await.unreadable);
+    let update = UpdateOwnerRequest {
+        owner: Some(Owner {
+            suspended: Some(false),
+            ..owner.clone()
+        }),
+        ..UpdateOwnerRequest::default()
+    };
+    let refused = admin.owners.clone().update_owner(update).await;
+    let refused = refused.expect_err("the rest of it is damaged");
+    assert_eq!(error_reason(&refused), "OWNER_UNREADABLE");
+    assert!(!admin.set_owner(owner).await.unreadable);
     assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
 }
 
@@ -149,7 +159,7 @@ async fn damaged_tenant(setup: &Setup, admin: &Client) {
         tenant_id: "acme".to_owned(),
         ..Tenant::default()
     };
-    admin.put_tenant(tenant.clone()).await;
+    admin.set_tenant(tenant.clone()).await;
     let (key, plaintext) = issue(admin, "acme", "a key").await;
     Inside::of(setup)
         .await
@@ -178,7 +188,17 @@ async fn damaged_tenant(setup: &Setup, admin: &Client) {
     assert_eq!(error_reason(&refused), "TENANT_UNREADABLE");
     let (other, _) = issue(admin, "default", "another").await;
     admin.revoke(&other, "").await;
-    assert!(!admin.put_tenant(tenant).await.unreadable);
+    let update = UpdateTenantRequest {
+        tenant: Some(Tenant {
+            display_name: "Acme".to_owned(),
+            ..tenant.clone()
+        }),
+        ..UpdateTenantRequest::default()
+    };
+    let refused = admin.tenants.clone().update_tenant(update).await;
+    let refused = refused.expect_err("the rest of it is damaged");
+    assert_eq!(error_reason(&refused), "TENANT_UNREADABLE");
+    assert!(!admin.set_tenant(tenant).await.unreadable);
     assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
     admin.revoke(&key, "").await;
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use gatekey::api::proto::{
-    DeleteOwnerRequest, Enforcement, EnforcementState, Key, Owner, PutOwnerRequest, Reason,
-    RevokeKeyRequest, RevokeKeysRequest, UpdateKeyRequest,
+    DeleteOwnerRequest, Enforcement, EnforcementState, Key, Owner, Reason, RevokeKeyRequest,
+    RevokeKeysRequest, UpdateKeyRequest,
 };
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::{
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::support::{
     Client,
-    client::{ask, texts, until},
+    client::{ask, texts, until, whole_owner},
 };
 
 /// How many keys one owner has; what is done to them is done by one worker.
@@ -173,8 +173,10 @@ enum Call {
     Revoke(u32),
     RevokeAll(u32),
     Suspend(u32, bool),
-    /// The owner of this key: what it may do now, or nothing said about it.
-    Owner(u32, Option<Owner>),
+    /// The owner of this key, and what it may do now.
+    Owner(u32, Owner),
+    /// Deletes the owner of this key, and revokes its keys.
+    DeleteOwner(u32),
 }
 
 impl Worker {
@@ -211,10 +213,8 @@ impl Worker {
                 for _ in 0..2 {
                     let suspended = rng.random();
                     let scopes: &[&str] = if suspended { &["*"] } else { &["jobs:write"] };
-                    let narrow = Call::Owner(keys[0], Some(owner(suspended, scopes)));
-                    let wide = rng
-                        .random::<bool>()
-                        .then(|| owner(false, &["jobs:*", "reports:read"]));
+                    let narrow = Call::Owner(keys[0], owner(suspended, scopes));
+                    let wide = owner(false, &["jobs:*", "reports:read"]);
                     if !self.narrow(Cause::Owner, all(), narrow, rng).await
                         || !self
                             .widen(Cause::Owner, all(), Call::Owner(keys[0], wide), rng)
@@ -224,8 +224,12 @@ impl Worker {
                     }
                     self.probe(keys, LEASE);
                 }
-                self.narrow(Cause::Revoked, all(), Call::RevokeAll(keys[0]), rng)
-                    .await;
+                let end = if rng.random() {
+                    Call::RevokeAll(keys[0])
+                } else {
+                    Call::DeleteOwner(keys[0])
+                };
+                self.narrow(Cause::Revoked, all(), end, rng).await;
             }
         }
     }
@@ -354,7 +358,7 @@ impl Worker {
                 let update = UpdateKeyRequest {
                     key: Some(Key {
                         key_id: key(*number).key_id.clone(),
-                        suspended: *suspended,
+                        suspended: Some(*suspended),
                         ..Key::default()
                     }),
                     update_mask: Some(prost_types::FieldMask {
@@ -364,24 +368,29 @@ impl Worker {
                 let answer = keys.update_key(request(update, deadline)).await?;
                 answer.into_inner().enforcement
             }
-            Call::Owner(number, Some(owner)) => {
-                let put = PutOwnerRequest {
-                    owner: Some(Owner {
-                        tenant_id: tenant_id(),
-                        owner_id: key(*number).owner_id.clone(),
-                        ..owner.clone()
-                    }),
-                };
-                let answer = owners.put_owner(request(put, deadline)).await?;
+            Call::Owner(number, owner) => {
+                let set = whole_owner(Owner {
+                    tenant_id: tenant_id(),
+                    owner_id: key(*number).owner_id.clone(),
+                    ..owner.clone()
+                });
+                let answer = owners.update_owner(request(set, deadline)).await?;
                 answer.into_inner().enforcement
             }
-            Call::Owner(number, None) => {
+            Call::DeleteOwner(number) => {
                 let delete = DeleteOwnerRequest {
                     tenant_id: tenant_id(),
                     owner_id: key(*number).owner_id.clone(),
+                    revoke_keys: true,
                 };
-                let answer = owners.delete_owner(request(delete, deadline)).await?;
-                answer.into_inner().enforcement
+                match owners.delete_owner(request(delete, deadline)).await {
+                    // An earlier try was carried out, and its answer lost. RevokeKeys waits for it.
+                    Err(status) if status.code() == Code::NotFound => {
+                        let revoke = Call::RevokeAll(*number);
+                        return Box::pin(self.call(client, &revoke, deadline)).await;
+                    }
+                    answer => answer?.into_inner().enforcement,
+                }
             }
         };
         Ok(enforcement.expect("every change says whether it is enforced"))
@@ -406,7 +415,7 @@ impl Worker {
 
 fn owner(suspended: bool, scopes: &[&str]) -> Owner {
     Owner {
-        suspended,
+        suspended: Some(suspended),
         scopes: texts(scopes),
         ..Owner::default()
     }

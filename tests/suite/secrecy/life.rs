@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use gatekey::api::proto::{
-    CreateKeyRequest, GetKeyRequest, Key, ListEventsRequest, ListKeysRequest, ListTenantsRequest,
-    LookupKeyRequest, LookupKeyResponse, Owner, PutOwnerRequest, Reason, RevokeKeyRequest,
-    RotateKeyRequest, Tenant, UpdateKeyRequest, ValidateRequest, ValidateResponse,
-    WatchEventsRequest, key_service_client::KeyServiceClient,
+    CreateKeyRequest, CreateOwnerRequest, DeleteTenantRequest, GetKeyRequest, Key,
+    ListEventsRequest, ListKeysRequest, ListTenantsRequest, LookupKeyRequest, LookupKeyResponse,
+    Owner, Reason, RevokeKeyRequest, RotateKeyRequest, Tenant, UpdateKeyRequest, ValidateRequest,
+    ValidateResponse, WatchEventsRequest, key_service_client::KeyServiceClient,
 };
 use prost::Message;
 use tonic::{Request, Status, codegen::http::uri::PathAndQuery};
@@ -15,7 +15,7 @@ use tonic_prost::ProstCodec;
 
 use crate::support::{
     Client, Gatekey,
-    client::{ask, ask_header, new_key, texts},
+    client::{ask, ask_header, mask, new_key, texts, whole_owner, whole_tenant},
 };
 
 /// What was done with secrets, and what came of it.
@@ -47,7 +47,7 @@ impl Life {
     pub async fn issue_and_rotate(&mut self) {
         let admin = self.admin.clone();
         admin
-            .put_tenant(Tenant {
+            .set_tenant(Tenant {
                 tenant_id: "acme".to_owned(),
                 key_prefix: "pgk_live".to_owned(),
                 basic_usernames: texts(&["api"]),
@@ -55,7 +55,7 @@ impl Life {
             })
             .await;
         admin
-            .put_owner(Owner {
+            .set_owner(Owner {
                 tenant_id: "acme".to_owned(),
                 owner_id: "alice".to_owned(),
                 scopes: texts(&["*"]),
@@ -267,14 +267,28 @@ impl Life {
             ..WatchEventsRequest::default()
         };
         self.refused("WatchEvents", events.watch_events(request).await);
-        let request = PutOwnerRequest {
-            owner: Some(Owner {
-                tenant_id: text.clone(),
-                owner_id: format!("{text}\n"),
-                ..Owner::default()
-            }),
+        let owner = Owner {
+            tenant_id: text.clone(),
+            owner_id: format!("{text}\n"),
+            ..Owner::default()
         };
-        self.refused("PutOwner", owners.put_owner(request).await);
+        let mut request = whole_owner(owner.clone());
+        request.update_mask = Some(mask(&[&text, &format!("{text}.x")]));
+        self.refused("UpdateOwner", owners.update_owner(request).await);
+        let request = CreateOwnerRequest { owner: Some(owner) };
+        self.refused("CreateOwner", owners.create_owner(request).await);
+        let mut request = whole_tenant(Tenant {
+            tenant_id: text.clone(),
+            key_prefix: text.clone(),
+            ..Tenant::default()
+        });
+        request.update_mask = Some(mask(&[&text]));
+        let mut tenants = self.admin.tenants.clone();
+        self.refused("UpdateTenant", tenants.update_tenant(request).await);
+        let request = DeleteTenantRequest {
+            tenant_id: text.clone(),
+        };
+        self.refused("DeleteTenant", tenants.delete_tenant(request).await);
     }
 
     /// Messages of other types, methods that are not there, headers full of secrets.

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use gatekey::api::proto::{
-    CreateKeyRequest, CreateKeyResponse, Enforcement, Event, Key, Owner, PutOwnerRequest,
-    PutTenantRequest, Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, ValidateRequest,
+    CreateKeyRequest, CreateKeyResponse, Enforcement, Event, Key, Owner, Reason, RevokeKeyRequest,
+    RevokeKeyResponse, Tenant, UpdateOwnerRequest, UpdateTenantRequest, ValidateRequest,
     ValidateResponse, WatchEventsResponse, event_service_client::EventServiceClient,
     key_service_client::KeyServiceClient, owner_service_client::OwnerServiceClient,
     tenant_service_client::TenantServiceClient, validate_request::Credential,
@@ -177,22 +177,50 @@ impl Client {
             .expect("every change says whether it is enforced"))
     }
 
-    /// Puts a tenant, and must succeed.
-    pub async fn put_tenant(&self, tenant: Tenant) -> Tenant {
-        let request = PutTenantRequest {
-            tenant: Some(tenant),
-        };
-        let answer = self.tenants.clone().put_tenant(request).await;
-        let answer = answer.expect("the tenant is put").into_inner();
+    /// Creates a tenant or replaces all its rules, and must succeed.
+    pub async fn set_tenant(&self, tenant: Tenant) -> Tenant {
+        let mut tenants = self.tenants.clone();
+        let answer = tenants.update_tenant(whole_tenant(tenant)).await;
+        let answer = answer.expect("the tenant is set").into_inner();
         answer.tenant.expect("a tenant")
     }
 
-    /// Puts an owner, and must succeed.
-    pub async fn put_owner(&self, owner: Owner) -> Owner {
-        let request = PutOwnerRequest { owner: Some(owner) };
-        let answer = self.owners.clone().put_owner(request).await;
-        let answer = answer.expect("the owner is put").into_inner();
+    /// Creates an owner's record or replaces it, and must succeed.
+    pub async fn set_owner(&self, owner: Owner) -> Owner {
+        let answer = self.owners.clone().update_owner(whole_owner(owner)).await;
+        let answer = answer.expect("the owner is set").into_inner();
         answer.owner.expect("an owner")
+    }
+}
+
+/// A request that creates an owner's record, or replaces all of it.
+pub fn whole_owner(owner: Owner) -> UpdateOwnerRequest {
+    UpdateOwnerRequest {
+        owner: Some(Owner {
+            revision: 0,
+            ..owner
+        }),
+        update_mask: Some(mask(&["*"])),
+        allow_missing: true,
+    }
+}
+
+/// A request that creates a tenant, or replaces all its rules.
+pub fn whole_tenant(tenant: Tenant) -> UpdateTenantRequest {
+    UpdateTenantRequest {
+        tenant: Some(Tenant {
+            revision: 0,
+            ..tenant
+        }),
+        update_mask: Some(mask(&["*"])),
+        allow_missing: true,
+    }
+}
+
+/// An `update_mask`.
+pub fn mask(paths: &[&str]) -> prost_types::FieldMask {
+    prost_types::FieldMask {
+        paths: texts(paths),
     }
 }
 

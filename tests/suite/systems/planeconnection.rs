@@ -144,7 +144,7 @@ on_both_engines! {
         assert_eq!(revoked.state(), KeyState::Revoked);
         assert_eq!((&*revoked.revoked_by, &*revoked.revoke_reason), ("admin", "lost laptop"));
         let renewed = Key {
-            suspended: false,
+            suspended: Some(false),
             expires_at: later(key.created_at, DAY),
             label: "again".to_owned(),
             ..key
@@ -164,7 +164,7 @@ on_both_engines! {
         let manager = admin.with(&credential);
         let created = manager.keys.clone().create_key(traced(key(&["*"]))).await;
         let created = created.expect("it is made").into_inner().key.expect("a key");
-        let suspended = Key { suspended: true, ..created.clone() };
+        let suspended = Key { suspended: Some(true), ..created.clone() };
         update(&manager, suspended, &["suspended"]).await.expect("it is suspended");
         let revoked = admin.revoke(&created, "lost laptop").await.key.expect("a key");
 
@@ -193,7 +193,7 @@ on_both_engines! {
     async fn c8_keys_live_ninety_days_and_those_that_end_soon_are_listed(setup: Setup) {
         let (_server, admin) = defined(&setup, PRODUCT).await;
         let (older, _) = admin.create(key(&["*"])).await;
-        admin.put_tenant(Tenant {
+        admin.set_tenant(Tenant {
             tenant_id: TENANT.to_owned(),
             max_ttl: span(90 * DAY),
             default_ttl: span(90 * DAY),

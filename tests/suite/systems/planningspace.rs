@@ -37,7 +37,7 @@ async fn put(admin: &Client, account: &str, scopes: &[&str]) {
         scopes: texts(scopes),
         ..Owner::default()
     };
-    admin.put_owner(owner).await;
+    admin.set_owner(owner).await;
 }
 
 fn basic(username: &str, plaintext: &str) -> ValidateRequest {
@@ -171,7 +171,7 @@ on_both_engines! {
 
     async fn s7_tenants_are_separate(setup: Setup) {
         let (_server, admin) = defined(&setup, PRODUCT).await;
-        admin.put_tenant(Tenant { tenant_id: "other".to_owned(), ..Tenant::default() }).await;
+        admin.set_tenant(Tenant { tenant_id: "other".to_owned(), ..Tenant::default() }).await;
         let (key, plaintext) = admin.create(key()).await;
         let (elsewhere, other) = admin.create(key_of("other", "anna", &["*"])).await;
         for (tenant, plaintext, allowed) in [

@@ -36,7 +36,7 @@ async fn permit(admin: &Client, scopes: &[&str]) {
         scopes: texts(scopes),
         ..Owner::default()
     };
-    admin.put_owner(owner).await;
+    admin.set_owner(owner).await;
 }
 
 on_both_engines! {
