@@ -345,8 +345,8 @@ on_both_engines! {
         acme(&admin).await;
         let (key, _) = admin.issue("acme", &["a"]).await;
         for (paths, field) in [
-            (&[][..], "update_mask"), (&["owner_id"], "update_mask"), (&["label", "key_id"], "update_mask"),
-            (&["*"], "update_mask"), (&["metadata.k"], "update_mask"), (&["state"], "update_mask"),
+            (&["owner_id"][..], "update_mask"), (&["label", "key_id"], "update_mask"),
+            (&["*", "id"], "update_mask"), (&["metadata.k"], "update_mask"), (&["state"], "update_mask"),
         ] {
             let error = update(&admin, Key { label: "x".to_owned(), ..key.clone() }, paths).await.unwrap_err();
             assert_eq!(bad_fields(&error), [field], "{paths:?}");

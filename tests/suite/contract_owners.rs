@@ -1,4 +1,4 @@
-//! OwnerService and TenantService, as the contract has them: records that are put, read back and listed.
+//! OwnerService and TenantService, as the contract has them: records that are set, read back and listed.
 #![allow(
     clippy::assigning_clones,
     clippy::items_after_statements,
@@ -204,18 +204,17 @@ on_both_engines! {
             audiences: texts(&["web", "a b/ü"]),
             suspended: Some(true),
             display_name: "Ü".repeat(255),
-            revision: 77, // output only
             ..owner("default", &format!("{}a", "é".repeat(127)))
         };
-        let put = try_set_owner(&admin, whole.clone()).await.unwrap();
-        assert_eq!(put, Owner { revision: put.revision, ..whole.clone() });
-        assert!(put.revision > 0 && put.revision != 77);
-        assert_eq!(get_owner(&admin, "default", &whole.owner_id).await.unwrap(), put);
+        let set = try_set_owner(&admin, whole.clone()).await.unwrap();
+        assert_eq!(set, Owner { revision: set.revision, ..whole.clone() });
+        assert!(set.revision > 0);
+        assert_eq!(get_owner(&admin, "default", &whole.owner_id).await.unwrap(), set);
 
         let bare = owner("default", &whole.owner_id);
         let again = try_set_owner(&admin, bare.clone()).await.unwrap();
         assert_eq!(again, Owner { revision: again.revision, suspended: Some(false), ..bare });
-        assert!(again.revision > put.revision);
+        assert!(again.revision > set.revision);
         assert_eq!(get_owner(&admin, "default", &whole.owner_id).await.unwrap(), again);
     }
 
@@ -322,15 +321,15 @@ on_both_engines! {
     async fn a_tenant_is_kept_as_set_and_set_again_is_replaced(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         let whole = full_tenant();
-        let put = try_set_tenant(&admin, Tenant { revision: 77, ..whole.clone() }).await.unwrap();
-        assert_eq!(put, Tenant { revision: put.revision, ..whole.clone() });
-        assert!(put.revision > 0 && put.revision != 77);
-        assert_eq!(get_tenant(&admin, &whole.tenant_id).await.unwrap(), put);
+        let set = try_set_tenant(&admin, whole.clone()).await.unwrap();
+        assert_eq!(set, Tenant { revision: set.revision, ..whole.clone() });
+        assert!(set.revision > 0);
+        assert_eq!(get_tenant(&admin, &whole.tenant_id).await.unwrap(), set);
 
         let bare = tenant(&whole.tenant_id);
         let again = try_set_tenant(&admin, bare.clone()).await.unwrap();
         assert_eq!(again, Tenant { revision: again.revision, on_limit: OnLimit::Reject.into(), suspended: Some(false), ..bare });
-        assert!(again.revision > put.revision);
+        assert!(again.revision > set.revision);
         assert_eq!(get_tenant(&admin, &whole.tenant_id).await.unwrap(), again);
         refused(get_tenant(&admin, "nowhere").await, Code::NotFound, "TENANT_NOT_FOUND");
     }
@@ -338,8 +337,8 @@ on_both_engines! {
     async fn what_is_finer_than_a_microsecond_is_not_told_as_if_it_were_kept(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         let fine = Tenant { max_ttl: Some(Duration { seconds: 90, nanos: 1_500 }), ..tenant("acme") };
-        let put = try_set_tenant(&admin, fine).await.unwrap();
-        assert_eq!(get_tenant(&admin, "acme").await.unwrap(), put);
+        let set = try_set_tenant(&admin, fine).await.unwrap();
+        assert_eq!(get_tenant(&admin, "acme").await.unwrap(), set);
     }
 
     async fn tenants_are_listed_by_their_ids_in_pages(setup: Setup) {
@@ -385,6 +384,6 @@ on_both_engines! {
         let nobody = admin.tenants.clone().create_tenant(CreateTenantRequest { tenant: None }).await.unwrap_err();
         assert_eq!(bad_fields(&nobody), ["tenant.tenant_id"]);
         assert_eq!(bad_fields(&get_tenant(&admin, "").await.unwrap_err()), ["tenant_id"]);
-        assert_eq!(list_tenants(&admin, 0, "").await.unwrap().tenants.len(), 2, "nothing was put");
+        assert_eq!(list_tenants(&admin, 0, "").await.unwrap().tenants.len(), 2, "nothing was created");
     }
 }
