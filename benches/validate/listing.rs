@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use gatekey::{
     api::proto::{self, ListKeysRequest, ListKeysResponse},
-    domain::{clock::Timestamp, key::KeyState},
+    domain::{caller::TenantSet, clock::Timestamp, key::KeyState, token::KeyPrefix},
     store::{
         KeyQuery,
-        listing::{self, Param},
+        listing::{self, Place, Value},
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
@@ -38,11 +38,13 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     let all = KeyQuery {
-        tenant_id: TENANT.to_owned(),
+        tenants: TenantSet::These(vec![TENANT.to_owned()]),
         owner_id: None,
         states: Vec::new(),
         label_contains: None,
         expires_before: None,
+        last_used_before: None,
+        key_prefix: None,
     };
     let case = |what, query, found, last| Case {
         what,
@@ -68,7 +70,47 @@ fn cases() -> Vec<Case> {
         owner_id: Some("owner-4711".to_owned()),
         ..all.clone()
     };
+    let prefix = |id: &str| KeyQuery {
+        key_prefix: Some(KeyPrefix {
+            tenant: "gk".to_owned(),
+            id: id.to_owned(),
+        }),
+        ..all.clone()
+    };
+    let everywhere = |query: KeyQuery| KeyQuery {
+        tenants: TenantSet::All,
+        ..query
+    };
     vec![
+        case("all tenants", everywhere(all.clone()), 50, false),
+        case(
+            "all tenants, label_contains: nowhere",
+            everywhere(label("nowhere")),
+            0,
+            false,
+        ),
+        case(
+            "all tenants, states: REVOKED, none is",
+            everywhere(states(&[KeyState::Revoked])),
+            0,
+            false,
+        ),
+        case(
+            "last_used_before: all",
+            KeyQuery {
+                last_used_before: Some(NOW),
+                ..all.clone()
+            },
+            50,
+            false,
+        ),
+        case("key_prefix: the tenant's part only", prefix(""), 50, false),
+        case(
+            "key_prefix: four characters of an id that no key has",
+            prefix("zzzz"),
+            0,
+            true,
+        ),
         case("no filter", all.clone(), 50, false),
         Case {
             size: 1000,
@@ -170,12 +212,20 @@ async fn page(admin: &Client, case: &Case) -> ListKeysResponse {
         KeyState::Revoked => proto::KeyState::Revoked,
     };
     let query = case.query.clone();
+    let prefix = query
+        .key_prefix
+        .map(|prefix| format!("{}_{}", prefix.tenant, prefix.id));
     let request = ListKeysRequest {
-        tenant_id: query.tenant_id,
+        tenant_id: match query.tenants {
+            TenantSet::All => String::new(),
+            TenantSet::These(tenants) => tenants.concat(),
+        },
         owner_id: query.owner_id.unwrap_or_default(),
         states: query.states.iter().map(|one| state(one).into()).collect(),
         label_contains: query.label_contains.unwrap_or_default(),
         expires_before: query.expires_before.map(time),
+        last_used_before: query.last_used_before.map(time),
+        key_prefix: prefix.unwrap_or_default(),
         page_size: case.size.cast_signed(),
         page_token: String::new(),
     };
@@ -194,19 +244,18 @@ async fn plan(stored: &Stored, engine: Engine, case: &Case) -> Vec<String> {
     };
     let statement = listing::list(&case.query, NOW, few, position);
     let sql = AssertSqlSafe(format!("{explain}{}", statement.sql));
-    let expires_before = listing::expires_before(&case.query, NOW).map(Timestamp::as_micros);
+    let place = Place {
+        now: NOW,
+        before: i64::MAX,
+        size: case.size + 1,
+    };
     macro_rules! bound {
         () => {{
             let mut explained = sqlx::query_as(sql);
             for param in &statement.params {
-                explained = match param {
-                    Param::Tenant => explained.bind(TENANT),
-                    Param::Owner => explained.bind(&case.query.owner_id),
-                    Param::Label => explained.bind(&case.query.label_contains),
-                    Param::ExpiresBefore => explained.bind(expires_before),
-                    Param::Now => explained.bind(NOW.as_micros()),
-                    Param::Before => explained.bind(i64::MAX),
-                    Param::Size => explained.bind(i64::from(case.size) + 1),
+                explained = match param.value(&case.query, place) {
+                    Value::Text(text) => explained.bind(text),
+                    Value::Number(number) => explained.bind(number),
                 };
             }
             explained

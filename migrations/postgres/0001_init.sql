@@ -46,7 +46,7 @@ CREATE TABLE owners (
 );
 
 CREATE TABLE keys (
-    key_id           TEXT PRIMARY KEY,
+    key_id           TEXT COLLATE "C" PRIMARY KEY,
     tenant_id        TEXT NOT NULL REFERENCES tenants (tenant_id),
     owner_id         TEXT NOT NULL,
     label            TEXT NOT NULL,

@@ -2,7 +2,7 @@
 -- time does not bloat what is read all the time; without a foreign key, which would lock a row of
 -- `keys` for each use.
 CREATE TABLE key_usage (
-    key_id       TEXT PRIMARY KEY,
+    key_id       TEXT COLLATE "C" PRIMARY KEY,
     last_used_at BIGINT NOT NULL,
     -- Of the last use, if whoever asked said where from.
     last_used_ip TEXT,

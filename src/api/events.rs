@@ -74,14 +74,17 @@ impl EventService for Api {
         let request = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
-        if request.revision < 0 {
-            fields.note("revision", "must be 0 (from the beginning) or more");
+        if request.start_revision < 0 {
+            fields.note("start_revision", "must be 0 (from the beginning) or more");
+        }
+        if request.from_now && request.start_revision != 0 {
+            fields.note("from_now", "must not be set together with start_revision");
         }
         fields.check()?;
         let watch = Watch {
             caller,
             tenant,
-            from: request.revision,
+            from: (!request.from_now).then_some(request.start_revision),
             store_id: Some(request.store_id).filter(|id| !id.is_empty()),
         };
         let (position, events) = self.log.follow(watch, self.stop.clone()).await?;

@@ -20,10 +20,15 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, page, token::KeyId,
+        caller::{Action, TenantSet},
+        clock::Timestamp,
+        credential::Credential,
+        key::KeyState,
+        page,
+        token::{ID_LENGTH, KeyId, KeyPrefix, PREFIX_MAX},
     },
     service::{
-        error::ServiceError,
+        error::{ServiceError, in_view},
         keyring::{Issued, KeyPatch, Lifetime, NewKey, Rotation},
     },
     store::KeyQuery,
@@ -79,16 +84,21 @@ impl KeyService for Api {
         let context = self.context(&request, Action::KeysList).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
+        let of = in_view(&context.caller, tenant, Action::KeysList);
         let query = KeyQuery {
-            tenant_id: fields.tenant_id("tenant_id", request.tenant_id),
+            tenants: of.as_ref().cloned().unwrap_or(TenantSet::These(Vec::new())),
             owner_id: fields.optional_owner_id("owner_id", request.owner_id),
             states: parse_states(&mut fields, &request.states),
             label_contains: Some(fields.line("label_contains", request.label_contains, 0..=120))
                 .filter(|part| !part.is_empty()),
             expires_before: fields.time("expires_before", request.expires_before),
+            last_used_before: fields.time("last_used_before", request.last_used_before),
+            key_prefix: parse_key_prefix(&mut fields, &request.key_prefix),
         };
         let page = fields.page(&query, request.page_size, &request.page_token);
         fields.check()?;
+        of?;
         let listed = self
             .keyring
             .list_keys(&context, &query, &page.and_one())
@@ -371,6 +381,27 @@ fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
         }
     }
     parsed
+}
+
+/// Parses the visible beginning of keys. The text itself is not repeated in a violation, because it
+/// may be a whole key.
+fn parse_key_prefix(fields: &mut Fields, text: &str) -> Option<KeyPrefix> {
+    if text.is_empty() {
+        return None;
+    }
+    let prefix = KeyPrefix::parse(text);
+    if prefix.is_none() {
+        let whole = text.len() > PREFIX_MAX + 1 + ID_LENGTH;
+        fields.note(
+            "key_prefix",
+            if whole {
+                "must be the visible beginning of a key, such as gk_1pTg; for a whole key use LookupKey"
+            } else {
+                "must be a tenant's key_prefix, `_`, and up to 16 characters of the id, such as gk_ or gk_1pTg"
+            },
+        );
+    }
+    prefix
 }
 
 /// Parses the key ID of a request, and checks all fields that were parsed.

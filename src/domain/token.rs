@@ -153,6 +153,29 @@ impl fmt::Debug for Presented<'_> {
     }
 }
 
+/// The visible beginning of keys, or a part of it: the tenant's prefix, and first characters of the
+/// id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyPrefix {
+    pub tenant: String,
+    /// At most as long as an id. May be empty.
+    pub id: String,
+}
+
+impl KeyPrefix {
+    /// Reads `<prefix>_` with up to all 16 characters of an id behind it, or returns `None`. The
+    /// last `_` separates the two, because an id has none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (tenant, id) = text.rsplit_once('_')?;
+        let base62 = id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        (is_prefix(tenant) && base62 && id.len() <= ID_LENGTH).then(|| Self {
+            tenant: tenant.to_owned(),
+            id: id.to_owned(),
+        })
+    }
+}
+
 /// Returns whether the text is a valid key prefix: 1–24 of `[a-z0-9_]`, a letter first, no `_`
 /// last.
 #[must_use]

@@ -78,7 +78,8 @@ impl Log {
         let place = self.followers.try_take(&watch.caller.principal);
         let place = place.ok_or(ServiceError::Followed)?;
         let position = self.store.position().await?;
-        watch.admit(&position)?;
+        let from = watch.from.unwrap_or(position.head + 1);
+        watch.admit(from, &position)?;
         watch.store_id = Some(position.store_id.clone());
         let (sender, receiver) = mpsc::channel(AHEAD);
         let follower = Follower {
@@ -86,6 +87,7 @@ impl Log {
             clock: Arc::clone(&self.clock),
             grown: self.grown.clone(),
             watch,
+            from,
             sender,
         };
         tokio::spawn(async move {
@@ -102,8 +104,8 @@ pub struct Watch {
     pub caller: Caller,
     /// `None` means every tenant whose events the caller may read.
     pub tenant: Option<String>,
-    /// The first requested revision.
-    pub from: i64,
+    /// The first requested revision. `None`: the one after the current end of the log.
+    pub from: Option<i64>,
     /// The log that the revision belongs to; `None` means the existing one.
     pub store_id: Option<String>,
 }
@@ -111,7 +113,7 @@ pub struct Watch {
 impl Watch {
     /// Checks that the log is the requested one and reaches the requested revision. A restored
     /// backup meets neither condition.
-    fn admit(&self, position: &LogPosition) -> Result<(), ServiceError> {
+    fn admit(&self, from: i64, position: &LogPosition) -> Result<(), ServiceError> {
         let LogPosition { store_id, head } = position;
         if self
             .store_id
@@ -120,7 +122,7 @@ impl Watch {
         {
             return Err(ServiceError::OtherStore(store_id.clone()));
         }
-        if self.from > head + 1 {
+        if from > head + 1 {
             return Err(ServiceError::RevisionAhead(*head));
         }
         Ok(())
@@ -132,6 +134,8 @@ struct Follower {
     clock: Arc<dyn Clock>,
     grown: watch::Receiver<i64>,
     watch: Watch,
+    /// The next revision to send.
+    from: i64,
     sender: mpsc::Sender<Result<Event, ServiceError>>,
 }
 
@@ -160,15 +164,12 @@ impl Follower {
     /// Sends the new events that the caller may currently read.
     async fn send_new(&mut self) -> Result<(), ServiceError> {
         let position = self.store.position().await?;
-        self.watch.admit(&position)?;
+        self.watch.admit(self.from, &position)?;
         let head = position.head;
-        while self.watch.from <= head {
+        while self.from <= head {
             let caller = self.watch.caller.clone();
             let of = in_view(&caller, self.watch.tenant.clone(), Action::EventsRead)?;
-            let events = self
-                .store
-                .follow_events(&of, self.watch.from, BATCH)
-                .await?;
+            let events = self.store.follow_events(&of, self.from, BATCH).await?;
             // Reloads the caller after the events: no event is sent that occurred after the
             // permission was lost.
             self.watch.caller = self.caller_now().await?;
@@ -176,10 +177,10 @@ impl Follower {
                 continue;
             }
             let Some(last) = events.last() else {
-                self.watch.from = head + 1;
+                self.from = head + 1;
                 return Ok(());
             };
-            self.watch.from = last.revision + 1;
+            self.from = last.revision + 1;
             for event in events {
                 if self.sender.send(Ok(event)).await.is_err() {
                     return Ok(());

@@ -33,7 +33,7 @@ use crate::domain::{
     page::Page,
     scope::Scopes,
     tenant::Tenant,
-    token::KeyId,
+    token::{KeyId, KeyPrefix},
     usage::Uses,
 };
 use crate::metrics::Collect;
@@ -141,12 +141,15 @@ pub trait Replicas: Send + Sync + 'static {
 /// The filters of a list of keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyQuery {
-    pub tenant_id: String,
+    pub tenants: TenantSet,
     pub owner_id: Option<String>,
     /// Empty: all states.
     pub states: Vec<KeyState>,
     pub label_contains: Option<String>,
     pub expires_before: Option<Timestamp>,
+    /// Keys that were never used count as used before any time.
+    pub last_used_before: Option<Timestamp>,
+    pub key_prefix: Option<KeyPrefix>,
 }
 
 /// The keys found for a page.

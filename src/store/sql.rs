@@ -30,7 +30,7 @@ use crate::{
         Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet,
         column,
         idle_connections::IdleConnections,
-        listing::{self, Param},
+        listing::{self, Place, Value},
         statements,
     },
 };
@@ -270,31 +270,30 @@ impl Store for SqlStore {
         now: Timestamp,
         page: &Page,
     ) -> Result<Listed, StoreError> {
-        let expires_before = listing::expires_before(asked, now).map(Timestamp::as_micros);
-        let few = match expires_before {
-            None => false,
-            Some(time) => {
+        let place = Place {
+            now,
+            before: numeric_cursor(page).unwrap_or(i64::MAX),
+            size: page.size,
+        };
+        let few = match (&asked.tenants, listing::expires_before(asked, now)) {
+            (TenantSet::These(tenants), Some(time)) if tenants.len() == 1 => {
                 let sql = sqlx::AssertSqlSafe(listing::count_expiring());
                 let count: i64 = query_scalar(sql)
-                    .bind(&asked.tenant_id)
-                    .bind(time)
+                    .bind(&tenants[0])
+                    .bind(time.as_micros())
                     .fetch_one(&mut *self.reader().await?)
                     .await?;
                 count <= listing::FEW
             }
+            _ => false,
         };
         let statement = listing::list(asked, now, few, POSITION);
         // The listing generates the SQL text; the values of the query are bound.
         let mut list = query(sqlx::AssertSqlSafe(statement.sql));
         for param in statement.params {
-            list = match param {
-                Param::Tenant => list.bind(&asked.tenant_id),
-                Param::Owner => list.bind(&asked.owner_id),
-                Param::Label => list.bind(&asked.label_contains),
-                Param::ExpiresBefore => list.bind(expires_before),
-                Param::Now => list.bind(now.as_micros()),
-                Param::Before => list.bind(numeric_cursor(page).unwrap_or(i64::MAX)),
-                Param::Size => list.bind(i64::from(page.size)),
+            list = match param.value(asked, place) {
+                Value::Text(text) => list.bind(text),
+                Value::Number(number) => list.bind(number),
             };
         }
         let rows = list
@@ -373,11 +372,19 @@ impl Store for SqlStore {
             .push_bind(numeric_cursor(page).unwrap_or(i64::MAX));
         push_tenants(&mut sql, "tenant_id", &asked.tenants);
         if let Some(key) = asked.key_id {
-            sql.push(" AND key_id = ")
-                .push_bind(key.as_bare().to_owned());
+            let key = key.as_bare().to_owned();
+            sql.push(" AND (key_id = ")
+                .push_bind(key.clone())
+                .push(statements::EVENTS_AROUND_KEY)
+                .push_bind(key)
+                .push("))");
         }
         if let Some(owner) = &asked.owner_id {
-            sql.push(" AND owner_id = ").push_bind(owner.clone());
+            sql.push(" AND (owner_id = ")
+                .push_bind(owner.clone())
+                .push(statements::EVENTS_AROUND_OWNER)
+                .push_bind(owner.clone())
+                .push(")))");
         }
         if let Some(actor) = &asked.actor {
             sql.push(" AND actor = ").push_bind(actor.clone());

@@ -260,6 +260,18 @@ pub(super) const LIST_TENANTS: &str = concat!(
     tenant_columns!(),
     " FROM tenants t WHERE t.tenant_id > "
 );
+/// Extends a condition on `events.key_id` to the change that created the key, which may be a
+/// rotation of another one, and to the change that revoked it, which may have revoked others too. No
+/// change of a key follows its revocation. The key's ID and `))` follow.
+pub(super) const EVENTS_AROUND_KEY: &str = " OR revision IN (SELECT CASE n.n WHEN 1 \
+     THEN k.created_revision ELSE k.revision END FROM keys k \
+     CROSS JOIN (SELECT 1 AS n UNION ALL SELECT 2) n \
+     WHERE (n.n = 1 OR k.revoked_at IS NOT NULL) AND k.key_id = ";
+/// Extends a condition on `events.owner_id` to the changes that revoked keys of all owners, and
+/// among them keys of this one. The owner's ID and `)))` follow.
+pub(super) const EVENTS_AROUND_OWNER: &str = " OR (kind = 'keys_revoked' AND owner_id IS NULL \
+     AND EXISTS (SELECT 1 FROM keys k WHERE k.tenant_id = events.tenant_id \
+     AND k.revision = events.revision AND k.owner_id = ";
 /// Selects events; conditions follow.
 pub(super) const LIST_EVENTS: &str = "SELECT revision, at, actor, kind, tenant_id, key_id, \
      owner_id, details, trace_id FROM events WHERE revision ";

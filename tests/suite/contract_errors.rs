@@ -233,7 +233,7 @@ on_both_engines! {
         admin.issue("acme", &["a"]).await;
 
         // A stream that cannot begin says why like any other call.
-        let watch = WatchEventsRequest { revision: -1, ..Default::default() };
+        let watch = WatchEventsRequest { start_revision: -1, ..Default::default() };
         let error = admin.events.clone().watch_events(watch).await.map(|_| ()).unwrap_err();
         assert_eq!(error_reason(&error), "INVALID_FIELDS");
     }

@@ -51,7 +51,7 @@ async fn watch(
     revision: i64,
 ) -> Result<Streaming<WatchEventsResponse>, Status> {
     let request = WatchEventsRequest {
-        revision,
+        start_revision: revision,
         tenant_id: tenant.to_owned(),
         ..WatchEventsRequest::default()
     };
@@ -226,6 +226,48 @@ async fn one_of_each(client: &Client) -> Vec<Event> {
 }
 
 on_both_engines! {
+    async fn the_history_of_a_key_has_the_rotation_that_made_it_and_the_change_that_ended_it(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        let (first, _) = admin.issue("default", &["jobs:read"]).await;
+        let (other, _) = admin.issue("default", &["jobs:read"]).await;
+        let rotate = RotateKeyRequest { key_id: first.key_id.clone(), ..RotateKeyRequest::default() };
+        let second = admin.keys.clone().rotate_key(rotate).await.unwrap().into_inner().key.unwrap();
+        let all = RevokeKeysRequest { tenant_id: "default".to_owned(), ..RevokeKeysRequest::default() };
+        admin.keys.clone().revoke_keys(all).await.unwrap();
+        let (later, _) = admin.issue("default", &["jobs:read"]).await;
+        let kinds = |events: Vec<Event>| events.iter().map(Event::r#type).collect::<Vec<_>>();
+        for (key, expected) in [
+            (&first, vec![EventType::KeyRotated, EventType::KeyCreated]),
+            (&second, vec![EventType::KeysRevoked, EventType::KeyRotated]),
+            (&other, vec![EventType::KeysRevoked, EventType::KeyCreated]),
+            (&later, vec![EventType::KeyCreated]),
+        ] {
+            let request = ListEventsRequest { key_id: key.key_id.clone(), ..ListEventsRequest::default() };
+            let listed = list(&admin, request).await.unwrap().events;
+            assert_eq!(kinds(listed), expected, "{}", key.key_id);
+        }
+        let of_owner = ListEventsRequest { owner_id: second.owner_id.clone(), ..ListEventsRequest::default() };
+        let listed = kinds(list(&admin, of_owner).await.unwrap().events);
+        assert!(listed.contains(&EventType::KeysRevoked), "{listed:?}");
+        let of_nobody = ListEventsRequest { owner_id: "nobody".to_owned(), ..ListEventsRequest::default() };
+        assert_eq!(list(&admin, of_nobody).await.unwrap().events, []);
+    }
+
+    async fn a_watch_from_now_sends_only_what_comes_after_it(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        admin.issue("default", &["jobs:read"]).await;
+        let both = WatchEventsRequest { start_revision: 1, from_now: true, ..WatchEventsRequest::default() };
+        let refused = admin.events.clone().watch_events(both).await.map(|_| ()).unwrap_err();
+        assert_eq!(bad_fields(&refused), ["from_now"]);
+        let from_now = WatchEventsRequest { from_now: true, ..WatchEventsRequest::default() };
+        let mut stream = admin.events.clone().watch_events(from_now).await.unwrap().into_inner();
+        let (key, _) = admin.issue("default", &["jobs:read"]).await;
+        let events = next(&mut stream, 1).await;
+        assert_eq!(events[0].key_id, key.key_id);
+    }
+
     async fn each_change_is_one_event_that_says_who_what_and_when(setup: Setup) {
         let (_server, admin) = start(&setup).await;
         let (bot, credential) = admin.issue("system", &["acme:*"]).await;

@@ -3,11 +3,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use gatekey::api::proto::{CreateKeyRequest, Key, KeyState, ListKeysRequest};
+use gatekey::api::proto::{
+    CreateKeyRequest, CreateTenantRequest, Key, KeyState, ListKeysRequest, Tenant,
+};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
+
+use tonic::Code;
 
 use crate::{
     inside::Inside,
@@ -25,6 +29,7 @@ on_both_engines! {
         let admin = server.admin().await;
         let mut inside = Inside::of(&setup).await;
         inside.run(STORE).await;
+        inside.run(USE).await;
         inside.run("UPDATE log_head SET revision = 45000").await;
         for (request, lets_through) in filters() {
             let (mut numbers, mut pages, mut page_token) = (Vec::new(), 0, String::new());
@@ -44,6 +49,53 @@ on_both_engines! {
             if request.label_contains == "nowhere" {
                 assert_eq!(pages, 5, "each looked at some of the keys");
             }
+        }
+    }
+
+    async fn a_list_without_a_tenant_has_the_keys_of_all_tenants_that_the_caller_may_list(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        let mut created = Vec::new();
+        for tenant in ["acme", "blue", "coral", "acme", "blue"] {
+            let request = CreateTenantRequest {
+                tenant: Some(Tenant { tenant_id: tenant.to_owned(), ..Tenant::default() }),
+            };
+            // The second time the tenant is there already.
+            let _ = admin.tenants.clone().create_tenant(request).await;
+            created.push(admin.issue(tenant, &["jobs:read"]).await.0);
+        }
+        created.reverse();
+        let (all, _) = list(&admin, "", 0, String::new()).await;
+        assert_eq!(all, created, "for the administrator");
+        let (_, plaintext) = admin.issue("system", &["acme:keys:list", "coral:keys:list", "blue:keys:get"]).await;
+        let narrow = server.client(Some(&plaintext)).await;
+        created.retain(|key| key.tenant_id != "blue");
+        let mut listed = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let (page, next) = list(&narrow, "", 1, page_token).await;
+            listed.extend(page);
+            if next.is_empty() {
+                break;
+            }
+            page_token = next;
+        }
+        assert_eq!(listed, created, "for a caller with two tenants");
+        let (_, plaintext) = admin.issue("system", &["blue:keys:get"]).await;
+        let (none, next) = list(&server.client(Some(&plaintext)).await, "", 0, String::new()).await;
+        assert_eq!((none.len(), next.as_str()), (0, ""), "for a caller without the right");
+    }
+
+    async fn a_key_prefix_that_no_key_can_have_is_refused_and_not_repeated(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        let (_, plaintext) = admin.issue(TENANT, &["jobs:read"]).await;
+        for (text, advice) in [("gk", "such as gk_"), ("gk_1-2", "such as gk_"), (plaintext.as_str(), "LookupKey")] {
+            let request = ListKeysRequest { key_prefix: text.to_owned(), ..ListKeysRequest::default() };
+            let refused = admin.keys.clone().list_keys(request).await.expect_err("it is refused");
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(refused.message().contains(advice), "{}", refused.message());
+            assert!(!format!("{refused:?}").contains(&plaintext), "the key is repeated");
         }
     }
 
@@ -93,6 +145,9 @@ const STORE: &str = "INSERT INTO keys (key_id, tenant_id, owner_id, label, descr
     CASE WHEN n % 9000 = 5 THEN 1000 + n WHEN n % 2 = 0 THEN 4000000000000000 + n END, \
     CASE WHEN n % 9000 = 7 THEN 5 END, 'v1', '', n, n FROM numbers";
 
+const USE: &str = "INSERT INTO key_usage (key_id, last_used_at, uses) \
+    SELECT key_id, created_revision * 1000000, 1 FROM keys WHERE created_revision % 10 = 0";
+
 /// What the statement above says of the key of this number.
 fn is(state: KeyState, n: i64) -> bool {
     let (revoked, expired) = (n % 9000 == 7, n % 9000 == 5);
@@ -128,7 +183,52 @@ fn filters() -> Vec<Filter> {
         }),
         ..all.clone()
     };
+    let everywhere = |request: ListKeysRequest| ListKeysRequest {
+        tenant_id: String::new(),
+        ..request
+    };
+    let prefix = |text: &str| ListKeysRequest {
+        key_prefix: text.to_owned(),
+        ..all.clone()
+    };
+    let unused_since = |seconds: i64| ListKeysRequest {
+        last_used_before: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+        ..all.clone()
+    };
     vec![
+        (everywhere(all.clone()), |_| true),
+        (everywhere(states(&[KeyState::Revoked])), |n| {
+            is(KeyState::Revoked, n)
+        }),
+        (everywhere(label("key 4999")), |n| {
+            n == 4999 || n / 10 == 4999
+        }),
+        (
+            ListKeysRequest {
+                owner_id: "rare".to_owned(),
+                ..everywhere(all.clone())
+            },
+            |n| n % 15_000 == 3,
+        ),
+        (prefix("gk_"), |_| true),
+        (prefix("other_"), |_| false),
+        (prefix("gk_1"), |_| true),
+        (prefix("gk_2"), |_| false),
+        (prefix("gk_100000000004"), |n| n >= 40_000),
+        (everywhere(prefix("gk_1000000000040000")), |n| n == 40_000),
+        (
+            ListKeysRequest {
+                states: vec![KeyState::Suspended.into()],
+                ..prefix("gk_100000000004")
+            },
+            |n| n == 40_000,
+        ),
+        // Every tenth key was used, at its number in seconds.
+        (unused_since(1), |n| n % 10 != 0),
+        (unused_since(40_001), |n| n % 10 != 0 || n <= 40_000),
+        (everywhere(unused_since(40_001)), |n| {
+            n % 10 != 0 || n <= 40_000
+        }),
         (all.clone(), |_| true),
         (states(&[KeyState::Active]), |n| is(KeyState::Active, n)),
         (states(&[KeyState::Suspended]), |n| {

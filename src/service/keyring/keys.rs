@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::{Action, Caller},
+        caller::{Action, Caller, TenantSet},
         clock::Timestamp,
         event::{Change, Details, EventKind},
         key::{HASH_VERSION, Key, Revocation, Verifier},
@@ -397,14 +397,21 @@ impl Keyring {
         query: &KeyQuery,
         page: &Page,
     ) -> Result<Listed, ServiceError> {
-        authorize(&context.caller, &query.tenant_id, Action::KeysList)?;
+        if let TenantSet::These(tenants) = &query.tenants {
+            for tenant in tenants {
+                authorize(&context.caller, tenant, Action::KeysList)?;
+            }
+        } else if context.caller.tenants(Action::KeysList) != TenantSet::All {
+            return Err(ServiceError::Forbidden(Action::KeysList));
+        }
         let listing = self.store.list_keys(query, self.clock.now(), page);
         let listed = self.turns.read(context, listing).await?;
-        if listed.keys.is_empty() {
-            self.store
-                .find_tenant(&query.tenant_id)
-                .await?
-                .ok_or(ServiceError::NoTenant)?;
+        if let TenantSet::These(tenants) = &query.tenants
+            && let [tenant] = &tenants[..]
+            && listed.keys.is_empty()
+        {
+            let found = self.store.find_tenant(tenant).await?;
+            found.ok_or(ServiceError::NoTenant)?;
         }
         Ok(listed)
     }
