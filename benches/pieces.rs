@@ -119,7 +119,7 @@ fn grant(key_id: KeyId) -> Grant {
         audiences: Vec::new(),
         allowed_cidrs: Vec::new(),
         metadata: std::collections::BTreeMap::default(),
-        suspended: Some(false),
+        suspended: false,
         created_at: NOW,
         created_by: "admin".to_owned(),
         expires_at: Some(Timestamp::MAX),

@@ -284,6 +284,7 @@ impl Task {
                     key: Some(Key {
                         scopes: scopes.clone(),
                         suspended: Some(*suspended),
+                        revision: 0,
                         ..self.keys[*key].0.clone()
                     }),
                     update_mask: Some(prost_types::FieldMask {

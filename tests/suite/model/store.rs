@@ -469,7 +469,6 @@ impl Mutation for Begun {
     }
 
     async fn find_owner(&mut self, _: &str, owner: &str) -> Result<Option<Owner>, StoreError> {
-        self.world.travel(self.replica).await?;
         let data = self.world.data();
         let found = data.owners.iter().find(|found| found.owner_id == owner);
         Ok(found.cloned())

@@ -66,6 +66,7 @@ on_both_engines! {
             label: "a key".to_owned(),
             key_prefix: format!("pgk_live_{}", &id[..4]),
             scopes: texts(&["jobs:read", "artifacts:read"]),
+            suspended: Some(false),
             state: KeyState::Active.into(),
             created_by: "admin".to_owned(),
             created_at: key.created_at,
