@@ -36,6 +36,7 @@ struct Case {
     last: bool,
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<Case> {
     let all = KeyQuery {
         tenants: TenantSet::These(vec![TENANT.to_owned()]),

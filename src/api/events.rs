@@ -49,7 +49,10 @@ impl EventService for Api {
         let page = fields.page(&query, request.page_size, &request.page_token);
         fields.check()?;
         of?;
-        let found = self.log.list(&query, &page.and_one()).await?;
+        let found = self
+            .log
+            .list(&caller.principal, &query, &page.and_one())
+            .await?;
         let (events, next_page_token) = response::list(
             &query,
             &page,

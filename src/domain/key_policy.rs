@@ -256,7 +256,9 @@ impl KeyPolicy {
     pub fn heap_bytes(&self) -> usize {
         let texts = |texts: &Vec<String>| texts.iter().map(|text| text.len() + 32).sum::<usize>();
         let limits = self.limits.as_ref().map_or(0, |limits| {
+            let both = limits.both.iter().flat_map(|(key, owner)| [key, owner]);
             size_of::<Limits>()
+                + both.map(Scopes::heap_bytes).sum::<usize>()
                 + texts(&limits.key_audiences)
                 + texts(&limits.owner_audiences)
                 + texts(&limits.basic_usernames)

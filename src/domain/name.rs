@@ -55,7 +55,11 @@ pub fn is_name(text: &str) -> bool {
 
 fn is_ignorable(c: char) -> bool {
     // Most names are ASCII, which has no such character.
-    !c.is_ascii() && INVISIBLE.iter().any(|&(from, to)| (from..=to).contains(&c))
+    // Spaces other than the usual one look like it or like nothing, and so does U+2800.
+    !c.is_ascii()
+        && (c.is_whitespace()
+            || c == '\u{2800}'
+            || INVISIBLE.iter().any(|&(from, to)| (from..=to).contains(&c)))
 }
 
 #[cfg(test)]

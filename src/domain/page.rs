@@ -47,7 +47,9 @@ pub fn token(query: &impl Debug, cursor: &str) -> String {
 pub fn cursor(query: &impl Debug, token: &str) -> Option<String> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).ok()?;
     let (print, cursor) = bytes.split_at_checked(FINGERPRINT_LENGTH)?;
-    (print == fingerprint(query)).then(|| String::from_utf8(cursor.to_vec()).ok())?
+    let cursor = String::from_utf8(cursor.to_vec()).ok()?;
+    // PostgreSQL accepts no NUL in a text.
+    (print == fingerprint(query) && !cursor.contains('\0')).then_some(cursor)
 }
 
 /// Hashes the query's `Debug` output, because it contains every field and none can be omitted.

@@ -58,14 +58,14 @@ impl Scope {
         if short.0.split(':').count() > long.0.split(':').count() {
             (short, long) = (long, short);
         }
+        if !overlap(&short.0, &long.0) {
+            return None;
+        }
         let mut met = String::new();
         let mut rest = long.0.split(':');
         let mut patterns = short.0.split(':').peekable();
         while let Some(pattern) = patterns.next() {
             let segment = rest.next()?;
-            if pattern != WILDCARD && segment != WILDCARD && pattern != segment {
-                return None;
-            }
             push_segment(
                 &mut met,
                 if pattern == WILDCARD {
@@ -77,10 +77,7 @@ impl Scope {
             if patterns.peek().is_some() {
                 continue;
             }
-            // The short pattern ends here, and only a final `*` grants further segments.
-            if pattern != WILDCARD && rest.next().is_some() {
-                return None;
-            }
+            // The short pattern ends here; further segments are those that its final `*` grants.
             rest.by_ref()
                 .for_each(|segment| push_segment(&mut met, segment));
         }
@@ -90,7 +87,8 @@ impl Scope {
     /// Returns whether this pattern grants everything that `other` grants.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        self.meet(other).as_ref() == Some(other)
+        // A wildcard of `other` equals no name, and only a wildcard grants it.
+        grants(&self.0, &other.0)
     }
 
     /// Returns the first segment, which is the tenant in scopes of tenant `system`.
@@ -120,6 +118,21 @@ pub fn grants(pattern: &str, required: &str) -> bool {
     wanted.next().is_none()
 }
 
+/// Returns whether two patterns grant a common scope; `short` has no more segments than `long`.
+/// Allocates nothing, because most pairs of a key's and an owner's scopes have nothing in common.
+fn overlap(short: &str, long: &str) -> bool {
+    let mut rest = long.split(':');
+    let mut last = "";
+    for pattern in short.split(':') {
+        let segment = rest.next().unwrap_or_default();
+        if pattern != WILDCARD && segment != WILDCARD && pattern != segment {
+            return false;
+        }
+        last = pattern;
+    }
+    last == WILDCARD || rest.next().is_none()
+}
+
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -138,6 +151,13 @@ fn push_segment(scope: &mut String, segment: &str) {
 pub struct Scopes(Vec<Scope>);
 
 impl Scopes {
+    /// Returns the approximate number of bytes on the heap.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let scope = |scope: &Scope| size_of::<Scope>() + scope.0.len() + 16;
+        self.0.iter().map(scope).sum()
+    }
+
     /// Returns whether the set is empty and so grants nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

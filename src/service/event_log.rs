@@ -3,13 +3,17 @@
 //! Followers read when this process has seen the log grow, whichever replica made the change. One
 //! reader watches the log for all followers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{ServiceError, in_view},
+    fair_queue::{Bounds, FairQueue},
     quota::Quota,
 };
 use crate::{
@@ -21,7 +25,7 @@ use crate::{
         page::Page,
         tenant::SYSTEM,
     },
-    store::{EventQuery, LogPosition, Store, StoreError},
+    store::{EventQuery, LogPosition, Store},
 };
 
 /// Maximum number of events that a follower reads in one query.
@@ -33,12 +37,23 @@ const FOLLOWERS_MAX: usize = 256;
 /// Maximum number of followers per caller, so that one caller cannot exclude the others.
 const FOLLOWERS_MAX_PER_CALLER: usize = 16;
 
+/// The bounds of lists. A list by a rare actor or type reads much of the log, and so takes one of
+/// the connections that cache misses need, too.
+const LISTS: Bounds = Bounds {
+    running: 2,
+    waiting: 256,
+    waiting_each: 64,
+};
+/// Maximum wait for a turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Reads the event log.
 pub struct Log {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     grown: watch::Receiver<i64>,
     followers: Arc<Quota<Principal>>,
+    lists: FairQueue<Principal, 1>,
 }
 
 impl Log {
@@ -50,15 +65,25 @@ impl Log {
             clock,
             grown,
             followers: Quota::new(FOLLOWERS_MAX, FOLLOWERS_MAX_PER_CALLER),
+            lists: FairQueue::new(LISTS, &[0]),
         }
     }
 
-    /// Returns events, newest first.
+    /// Returns events, newest first. Callers take turns.
     ///
     /// # Errors
-    /// Returns an error if the database does not respond.
-    pub async fn list(&self, query: &EventQuery, page: &Page) -> Result<Vec<Event>, StoreError> {
-        self.store.list_events(query, page).await
+    /// Returns an error if too many lists wait or the database does not respond.
+    pub async fn list(
+        &self,
+        caller: &Principal,
+        query: &EventQuery,
+        page: &Page,
+    ) -> Result<Vec<Event>, ServiceError> {
+        let turn = time::timeout(TURN_TIMEOUT, self.lists.enter(0, caller.clone())).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(ServiceError::ReadsBusy);
+        };
+        Ok(self.store.list_events(query, page).await?)
     }
 
     /// Sends new events, oldest first, until the receiver is dropped or `stop` is cancelled.

@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions, Permissions, TryLockError},
     io,
     num::NonZero,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     str::FromStr as _,
     sync::Arc,
@@ -156,7 +156,14 @@ fn create(file: &Path) -> Result<PathBuf, OpenError> {
         .truncate(false)
         .mode(MODE)
         .open(file);
-    let real = created.and_then(|_| file.canonicalize());
+    let real = created.and_then(|opened| {
+        if opened.metadata()?.nlink() > 1 {
+            return Err(io::Error::other(
+                "the file has several names (hard links), and each would have a lock of its own",
+            ));
+        }
+        file.canonicalize()
+    });
     real.map_err(unusable(file))
 }
 

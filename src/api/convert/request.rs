@@ -216,7 +216,8 @@ impl Fields {
             self.name(&format!("{field}[{place}]"), value);
         }
         let mut names: Vec<String> = Vec::new();
-        for value in values {
+        // Too many values are refused; comparing them all with each other would take seconds.
+        for value in values.into_iter().take(max) {
             if !names.contains(&value) {
                 names.push(value);
             }

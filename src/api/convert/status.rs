@@ -4,7 +4,12 @@
 //! Neither contains text of a database driver. Of the request's values they contain only parsed
 //! ones: a code point, a network, a scope.
 
-use std::{collections::HashMap, error::Error, time::Duration};
+use std::{
+    collections::HashMap,
+    error::Error,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tonic::{Code, Status, codegen::http::Response};
@@ -13,6 +18,7 @@ use tracing::warn;
 
 use crate::{
     domain::{scope::Scope, tenant::Rule, token::KeyId, violation::Violation},
+    metrics::LogLimit,
     service::{error::ServiceError, presence::Gone, secret::Busy, validator::ValidateError},
     store::StoreError,
 };
@@ -262,7 +268,14 @@ impl From<Busy> for Status {
 impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
         // Logs the driver's message here because the status omits it.
-        warn!(error = &error as &dyn Error, "the store failed");
+        // During an outage every call fails.
+        static LINES: OnceLock<Arc<LogLimit>> = OnceLock::new();
+        let lines = LINES.get_or_init(|| {
+            LogLimit::new(|more| warn!("{more} more calls failed because of the database"))
+        });
+        if lines.admit() {
+            warn!(error = &error as &dyn Error, "the store failed");
+        }
         match error {
             StoreError::Unavailable(_) | StoreError::Interrupted(_) | StoreError::ReadOnly => {
                 retry_later(Code::Unavailable, "STORE_UNAVAILABLE", &error.to_string())

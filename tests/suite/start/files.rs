@@ -120,6 +120,21 @@ async fn one_database_by_two_names_has_one_lock() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_database_with_two_hard_links_is_refused() {
+    let setup = Gatekey::sqlite();
+    let (file, other) = (
+        setup.folder().join("gatekey.db"),
+        setup.folder().join("other.db"),
+    );
+    setup.clone().start().await.stop().await;
+    fs::hard_link(&file, &other).expect("the folder takes links");
+    let refused = Program::of(&setup, &[]).end().await;
+    assert!(refused.deny_reason().contains("hard links"), "{refused:?}");
+    fs::remove_file(&other).expect("it is ours");
+    setup.start().await.stop().await;
+}
+
 on_both_engines! {
     async fn a_secret_that_group_or_others_can_access_is_refused_unless_that_is_allowed(setup: Setup) {
         readable_secrets(setup).await;
