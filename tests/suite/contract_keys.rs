@@ -242,6 +242,7 @@ on_both_engines! {
             audiences: asked.audiences,
             allowed_cidrs: texts(&["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]),
             metadata: asked.metadata,
+            suspended: Some(false),
             state: KeyState::Active.into(),
             created_at: key.created_at,
             created_by: maker.key_id,
