@@ -17,10 +17,13 @@ mod model;
 
 use std::{
     fmt,
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
 };
 
 use quick_cache::{
@@ -174,6 +177,18 @@ impl Cache {
         let hit = matches!(look, Lookup::Hit(_));
         self.looks.add(if hit { HIT } else { MISS }, 1);
         look
+    }
+
+    /// Does the same without waiting. Returns `None` while another caller loads the key.
+    pub async fn try_look(&self, id: KeyId, clock: &dyn Clock) -> Option<Lookup<'_>> {
+        let mut look = pin!(self.look(id, clock));
+        poll_fn(|cx| {
+            Poll::Ready(match look.as_mut().poll(cx) {
+                Poll::Ready(look) => Some(look),
+                Poll::Pending => None,
+            })
+        })
+        .await
     }
 
     async fn look_up(&self, id: KeyId, clock: &dyn Clock) -> Lookup<'_> {
