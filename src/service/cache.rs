@@ -428,9 +428,10 @@ mod tests {
         cache.entry(id(), policy(), [1; 32], 5, cache.ticket())
     }
 
-    fn changes() -> [Touched; 3] {
+    fn changes() -> [Touched; 4] {
         let (tenant, owner) = ("acme".to_owned(), "alice".to_owned());
         [
+            Touched::All,
             Touched::Keys(vec![id()]),
             Touched::Owner {
                 tenant: tenant.clone(),
@@ -449,8 +450,8 @@ mod tests {
 
     #[test]
     fn an_owner_counts_until_it_or_its_tenant_changes_and_not_without_a_lease() {
-        let [_, owner, tenant] = changes();
-        for change in [owner, tenant] {
+        let [all, _, owner, tenant] = changes();
+        for change in [all, owner, tenant] {
             let cache = leased();
             assert!(cache.owner_entry("alice", &Still).is_none());
             cache.take_voucher(policy(), 5, cache.ticket());

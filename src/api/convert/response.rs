@@ -113,6 +113,7 @@ pub(in crate::api) fn event(event: Event) -> proto::Event {
         EventKind::OwnerPut => proto::EventType::OwnerPut,
         EventKind::OwnerDeleted => proto::EventType::OwnerDeleted,
         EventKind::TenantPut => proto::EventType::TenantPut,
+        EventKind::Unknown => proto::EventType::Unspecified,
     };
     proto::Event {
         revision: event.revision,
@@ -124,6 +125,7 @@ pub(in crate::api) fn event(event: Event) -> proto::Event {
         owner_id: change.owner_id.unwrap_or_default(),
         details: Some(as_struct(change.details)),
         trace_id: change.trace_id.unwrap_or_default(),
+        unreadable: event.unreadable,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::api::{
     caller::Asker,
     convert::{request::Fields, status, status::Invalid},
     middleware::budget::{Charge, Class},
-    proto::{BatchValidateRequest, ValidateRequest},
+    proto::BatchValidateRequest,
     validate::encode::{Answer, write_head},
 };
 use crate::service::validator::{Batch, Decision};
@@ -231,6 +231,7 @@ fn count(mut message: Bytes) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::proto::ValidateRequest;
 
     #[test]
     fn items_are_counted_as_they_are_decoded() {

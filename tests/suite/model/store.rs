@@ -532,6 +532,7 @@ impl Mutation for Begun {
             data.events.push(Event {
                 revision: self.revision,
                 change,
+                unreadable: false,
             });
         }
         let (world, replica) = (Arc::clone(&self.world), self.replica);
