@@ -284,7 +284,7 @@ impl Run {
             // A process that stands still reads no call, and sends no answer.
             self.world.running(node.place).await;
             // Some keys are asked about in batches.
-            let decided = if place % 2 == 0 {
+            let decided = if place.is_multiple_of(2) {
                 node.validator.validate(&question).await.ok()
             } else {
                 let batch = node
