@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(true)
         .codec_path("crate::api::validate::codec::Codec")
+        .extern_path(".google.rpc", "::tonic_types::pb")
         // These messages contain a secret; api/redact.rs implements their `Debug`.
         .skip_debug([
             ".gatekey.v1.CreateKeyResponse",

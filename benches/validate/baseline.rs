@@ -195,6 +195,7 @@ macro_rules! validate_alone {
 }
 
 validate_alone! {
+    batch_validate(BatchValidateRequest) -> BatchValidateResponse;
     create_key(CreateKeyRequest) -> CreateKeyResponse;
     list_keys(ListKeysRequest) -> ListKeysResponse;
     revoke_key(RevokeKeyRequest) -> RevokeKeyResponse;

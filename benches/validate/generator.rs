@@ -11,9 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use gatekey::api::proto::Reason;
+use gatekey::api::proto::{BatchValidateResponse, Reason, batch_validate_result};
 use h2::client::SendRequest;
 use http::{Request, header};
+use prost::Message as _;
 use tokio::{
     net::TcpStream,
     runtime,
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::load::{Instrumented, Latencies, PATH, Shape};
+use crate::load::{BATCH_PATH, Instrumented, Latencies, PATH, Shape};
 
 /// A pace that was not kept is caught up with for this long, and then let go.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -34,6 +35,7 @@ pub struct Load {
     bodies: Box<dyn Iterator<Item = Bytes> + Send>,
     expected: Reason,
     gap: Duration,
+    path: &'static str,
 }
 
 impl Load {
@@ -46,7 +48,14 @@ impl Load {
             bodies: Box::new(std::iter::empty()),
             expected: Reason::Unspecified,
             gap: Duration::ZERO,
+            path: PATH,
         }
+    }
+
+    /// What is asked are batches, each item of which must be answered so.
+    pub fn batches(mut self) -> Self {
+        self.path = BATCH_PATH;
+        self
     }
 
     /// Each of these once; all must be answered so.
@@ -99,7 +108,7 @@ async fn ask_all(load: Load) -> (Duration, Vec<Duration>) {
     for _ in 0..load.shape.connections {
         connections.push(connect(load.addr).await);
     }
-    let request = Request::post(format!("http://{}{PATH}", load.addr))
+    let request = Request::post(format!("http://{}{}", load.addr, load.path))
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
         .header(header::AUTHORIZATION, format!("Bearer {}", load.bearer))
@@ -118,6 +127,7 @@ async fn ask_all(load: Load) -> (Duration, Vec<Duration>) {
                 connection: connection.clone(),
                 request: request.clone(),
                 expected: load.expected,
+                batches: load.path == BATCH_PATH,
             };
             callers.spawn(caller.ask_from(Arc::clone(&queue)));
         }
@@ -160,6 +170,7 @@ struct Caller {
     connection: SendRequest<Bytes>,
     request: Request<()>,
     expected: Reason,
+    batches: bool,
 }
 
 impl Caller {
@@ -175,11 +186,12 @@ impl Caller {
             latencies.push(start.elapsed());
             let answer = answer.unwrap_or_else(|error| panic!("a call failed: {error}"));
             let told = answer.get(5..).unwrap_or_default();
-            assert!(
-                told.starts_with(beginning(self.expected)),
-                "not {:?}: {answer:?}",
-                self.expected
-            );
+            let good = if self.batches {
+                all_are(told, self.expected)
+            } else {
+                told.starts_with(beginning(self.expected))
+            };
+            assert!(good, "not {:?}: {answer:?}", self.expected);
         }
         latencies
     }
@@ -201,6 +213,16 @@ impl Caller {
             trailers.is_some_and(|t| t.get("grpc-status").is_some_and(|status| status == "0"));
         Ok(if good { answer } else { Vec::new() })
     }
+}
+
+/// Whether each item of a `BatchValidateResponse` has this reason, and there is one.
+fn all_are(answer: &[u8], expected: Reason) -> bool {
+    let answer = BatchValidateResponse::decode(answer).expect("an answer");
+    let mut reasons = answer.results.iter().map(|result| match &result.result {
+        Some(batch_validate_result::Result::Response(response)) => response.reason(),
+        _ => Reason::Unspecified,
+    });
+    !answer.results.is_empty() && reasons.all(|reason| reason == expected)
 }
 
 /// How a `ValidateResponse` with this reason starts: `allowed` (field 1) if it is, then `reason` (field 2).

@@ -12,7 +12,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use gatekey::api::proto::{
     Reason, ValidateRequest, ValidateResponse, key_service_client::KeyServiceClient,
 };
-use prost::Message as _;
+use prost::Message;
 
 use crate::{
     generator::{self, Load},
@@ -21,6 +21,9 @@ use crate::{
 
 /// The call that is measured.
 pub const PATH: &str = "/gatekey.v1.KeyService/Validate";
+
+/// The call that asks about many keys.
+pub const BATCH_PATH: &str = "/gatekey.v1.KeyService/BatchValidate";
 
 /// How much is under way at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,7 +146,7 @@ impl ValidationRequest {
 }
 
 /// A request as it stands on the wire: gRPC's five bytes (not compressed, length), then the message.
-pub fn frame(request: &ValidateRequest) -> Bytes {
+pub fn frame(request: &impl Message) -> Bytes {
     let length = u32::try_from(request.encoded_len()).expect("a request is short");
     let mut frame = BytesMut::new();
     frame.put_u8(0);

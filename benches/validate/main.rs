@@ -12,6 +12,7 @@
 )]
 
 mod baseline;
+mod batch;
 mod cold;
 mod dealt;
 mod docs;
@@ -51,8 +52,8 @@ use support::Engine;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What can be measured by itself, in the order of a whole run.
-const SECTIONS: [&str; 7] = [
-    "hot", "cold", "memory", "warm", "flood", "issuing", "listing",
+const SECTIONS: [&str; 8] = [
+    "hot", "cold", "batch", "memory", "warm", "flood", "issuing", "listing",
 ];
 
 fn main() {
@@ -97,6 +98,11 @@ async fn measure(asked: &[String]) -> Report {
     for engine in [Engine::Sqlite, Engine::Postgres] {
         if wanted("cold") {
             cold::measure(&mut report, stores.on(engine).await, engine).await;
+        }
+    }
+    for engine in [Engine::Sqlite, Engine::Postgres] {
+        if wanted("batch") {
+            batch::measure(&mut report, stores.on(engine).await, engine).await;
         }
     }
     if wanted("memory") {

@@ -151,7 +151,14 @@ impl Picture {
 
 fn color(subject: Subject) -> &'static str {
     match subject {
-        Subject::Hot | Subject::WrongSecret | Subject::Garbage | Subject::Cold(_) => OURS,
+        Subject::Hot
+        | Subject::HotSingle
+        | Subject::HotBatch
+        | Subject::WrongSecret
+        | Subject::Garbage
+        | Subject::Cold(_)
+        | Subject::ColdSingle(_)
+        | Subject::ColdBatch(_) => OURS,
         Subject::Stock
         | Subject::SingleThreaded
         | Subject::Argon2

@@ -19,7 +19,12 @@ pub enum Subject {
     Garbage,
     WrongSecret,
     Argon2,
+    /// One of many keys in each call.
+    HotSingle,
+    HotBatch,
     Cold(Engine),
+    ColdSingle(Engine),
+    ColdBatch(Engine),
     /// The row of the key read through sqlx, without gRPC.
     Select(Engine),
     /// The same behind gRPC, with a constant answer.
@@ -35,6 +40,14 @@ impl fmt::Display for Subject {
             Self::Garbage => f.write_str("gatekey, garbage"),
             Self::WrongSecret => f.write_str("gatekey, wrong secret"),
             Self::Argon2 => f.write_str("argon2id in every call"),
+            Self::HotSingle => f.write_str("gatekey, hot, one of 100 keys"),
+            Self::HotBatch => f.write_str("gatekey, hot, batch of 100 keys"),
+            Self::ColdSingle(engine) => {
+                write!(f, "gatekey, cold, beside batches, {}", name(*engine))
+            }
+            Self::ColdBatch(engine) => {
+                write!(f, "gatekey, cold, batch of 256 keys, {}", name(*engine))
+            }
             Self::Cold(engine) => write!(f, "gatekey, cold, {}", name(*engine)),
             Self::Select(engine) => write!(f, "bare SELECT, {}, no gRPC", name(*engine)),
             Self::SelectServed(engine) => write!(f, "bare SELECT, {}, behind gRPC", name(*engine)),

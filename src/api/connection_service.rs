@@ -5,6 +5,8 @@
 //! for slow work. There a read is aborted when its caller is gone; a change is notified that its
 //! caller is gone.
 
+mod batch;
+
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -55,10 +57,11 @@ use crate::{
 };
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
+const BATCH_VALIDATE: &str = "/gatekey.v1.KeyService/BatchValidate";
 const WATCH_EVENTS: &str = "/gatekey.v1.EventService/WatchEvents";
 /// The path prefix of health and reflection, which do not count against the limits below.
 const OTHERS: &str = "/grpc.";
-/// The maximum number of concurrent calls other than Validate and [`OTHERS`], until their responses
+/// The maximum number of concurrent calls other than Validates and [`OTHERS`], until their responses
 /// are sent. Many calls may wait for a lost replica; more would only wait for their turn.
 const CALLS_MAX: usize = 1024;
 /// The maximum number of them per caller.
@@ -161,6 +164,12 @@ where
                 Ok(call.ends_with(answer.await))
             });
         }
+        if path == BATCH_VALIDATE {
+            return Box::pin(async move {
+                let answer = front.validate_batch(request, call.began(), peer).await;
+                Ok(call.ends_with(complete(answer.unwrap_or_else(Status::into_http))))
+            });
+        }
         Box::pin(async move {
             let answer = front.administer(request, call.began(), peer).await;
             Ok(call.ends_with(complete(answer.unwrap_or_else(Status::into_http))))
@@ -212,6 +221,7 @@ impl ConnectionService {
         let (api, connection) = (&self.shared.api, Arc::clone(&self.connection));
         let intake = Intake {
             class: Class::Validator,
+            max: MESSAGE_MAX,
             began: Instant::now(),
             stop: &api.stop,
         };
@@ -273,6 +283,7 @@ impl ConnectionService {
         let caller = self.shared.identified(identifying).await?;
         let intake = Intake {
             class: Class::Caller,
+            max: MESSAGE_MAX,
             began,
             stop: &api.stop,
         };

@@ -20,7 +20,7 @@ use tonic::{
 };
 
 use super::{
-    Peer,
+    MESSAGE_MAX, Peer,
     convert::status,
     convert::status::complete,
     middleware::budget::{Charge, Class},
@@ -147,6 +147,7 @@ impl Infrastructure {
     {
         let intake = Intake {
             class,
+            max: MESSAGE_MAX,
             began: Instant::now(),
             stop: &self.stop,
         };

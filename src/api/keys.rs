@@ -11,11 +11,11 @@ use super::{
     convert::status::{self, Invalid},
     middleware::deadline::CallDeadline,
     proto::{
-        self, CreateKeyRequest, CreateKeyResponse, GetKeyRequest, GetKeyResponse, ListKeysRequest,
-        ListKeysResponse, LookupKeyRequest, LookupKeyResponse, RevokeKeyRequest, RevokeKeyResponse,
-        RevokeKeysRequest, RevokeKeysResponse, RotateKeyRequest, RotateKeyResponse,
-        UpdateKeyRequest, UpdateKeyResponse, ValidateRequest, ValidateResponse,
-        key_service_server::KeyService,
+        self, BatchValidateRequest, BatchValidateResponse, CreateKeyRequest, CreateKeyResponse,
+        GetKeyRequest, GetKeyResponse, ListKeysRequest, ListKeysResponse, LookupKeyRequest,
+        LookupKeyResponse, RevokeKeyRequest, RevokeKeyResponse, RevokeKeysRequest,
+        RevokeKeysResponse, RotateKeyRequest, RotateKeyResponse, UpdateKeyRequest,
+        UpdateKeyResponse, ValidateRequest, ValidateResponse, key_service_server::KeyService,
     },
 };
 use crate::{
@@ -74,6 +74,18 @@ impl KeyService for Api {
             .await?
             .write(&mut written);
         let answer = ValidateResponse::decode(&*written).map_err(|_| status::unreadable())?;
+        Ok(Response::new(answer))
+    }
+
+    async fn batch_validate(
+        &self,
+        request: Request<BatchValidateRequest>,
+    ) -> Result<Response<BatchValidateResponse>, Status> {
+        // As for Validate.
+        let headers = request.metadata().as_ref();
+        let asker = self.identify_asker(headers, &Peer::of(&request)).await?;
+        let written = self.answer_batch(&asker, request.into_inner()).await?;
+        let answer = BatchValidateResponse::decode(&*written).map_err(|_| status::unreadable())?;
         Ok(Response::new(answer))
     }
 

@@ -3,8 +3,9 @@
 use crate::domain::caller::Action;
 
 /// Every method. Paths that clients make up are not among them.
-pub(super) const METHODS: [&str; 21] = [
+pub(super) const METHODS: [&str; 22] = [
     "gatekey.v1.KeyService/Validate",
+    "gatekey.v1.KeyService/BatchValidate",
     "gatekey.v1.KeyService/CreateKey",
     "gatekey.v1.KeyService/GetKey",
     "gatekey.v1.KeyService/ListKeys",
@@ -30,7 +31,7 @@ pub(super) const METHODS: [&str; 21] = [
 /// Returns the permission that a method requires, or `None` if there is no such method.
 pub(super) fn action(method: &str) -> Option<Action> {
     Some(match method.strip_prefix("gatekey.v1.")? {
-        "KeyService/Validate" => Action::KeysValidate,
+        "KeyService/Validate" | "KeyService/BatchValidate" => Action::KeysValidate,
         "KeyService/CreateKey" => Action::KeysCreate,
         "KeyService/GetKey" => Action::KeysGet,
         "KeyService/ListKeys" => Action::KeysList,

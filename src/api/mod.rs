@@ -54,6 +54,9 @@ pub const READINESS: &str = "gatekey.v1.KeyService";
 /// The maximum size of a message that is read: 64 KiB.
 pub const MESSAGE_MAX: usize = 64 * 1024;
 
+/// The size limit of a response with many parts, below the 4 MiB that gRPC clients read by default.
+const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
+
 /// The services and settings that the handlers use.
 pub struct Api {
     pub validator: Validator,

@@ -13,6 +13,20 @@ pub struct Event {
     /// Increases with every change, in the order in which changes become visible.
     pub revision: i64,
     pub change: Change,
+    /// True if a part of the record cannot be read. That part has a default value.
+    pub unreadable: bool,
+}
+
+impl Event {
+    /// Returns the keys that the change affects: all if the event cannot be read.
+    #[must_use]
+    pub fn touched(&self) -> Touched {
+        if self.unreadable {
+            Touched::All
+        } else {
+            self.change.touched()
+        }
+    }
 }
 
 /// The content of an event, without its revision.
@@ -33,6 +47,8 @@ pub struct Change {
 /// The keys that a change affects. Data about them from before the change is obsolete.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Touched {
+    /// All keys and owners there are.
+    All,
     Keys(Vec<KeyId>),
     /// All keys of an owner.
     Owner {
@@ -48,20 +64,12 @@ impl Change {
     /// those that the new key replaces.
     #[must_use]
     pub fn touched(&self) -> Touched {
-        let listed = |name: &str| {
-            let ids = self.details.get(name).and_then(Value::as_array);
-            ids.into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .filter_map(KeyId::parse)
-        };
         match self.kind {
             EventKind::KeyCreated
             | EventKind::KeyUpdated
             | EventKind::KeyRotated
-            | EventKind::KeyRevoked => {
-                Touched::Keys(self.key_id.into_iter().chain(listed("replaced")).collect())
-            }
+            | EventKind::KeyRevoked => self.keys().map_or(Touched::All, Touched::Keys),
+            EventKind::Unknown => Touched::All,
             EventKind::KeysRevoked
             | EventKind::OwnerCreated
             | EventKind::OwnerUpdated
@@ -76,6 +84,16 @@ impl Change {
                 None => Touched::Tenant(self.tenant_id.clone()),
             },
         }
+    }
+
+    /// Returns the key and the keys that it replaced, or `None` if an id is missing or malformed.
+    fn keys(&self) -> Option<Vec<KeyId>> {
+        let replaced = match self.details.get("replaced") {
+            Some(ids) => ids.as_array()?,
+            None => &Vec::new(),
+        };
+        let replaced = replaced.iter().map(|id| KeyId::parse(id.as_str()?));
+        std::iter::once(self.key_id).chain(replaced).collect()
     }
 }
 
@@ -92,9 +110,12 @@ pub enum EventKind {
     TenantCreated,
     TenantUpdated,
     TenantDeleted,
+    /// A kind that this version does not know. It is never written.
+    Unknown,
 }
 
 impl EventKind {
+    /// The kinds that are written.
     pub const ALL: [Self; 11] = [
         Self::KeyCreated,
         Self::KeyUpdated,
@@ -124,6 +145,7 @@ impl EventKind {
             Self::TenantCreated => "tenant_created",
             Self::TenantUpdated => "tenant_updated",
             Self::TenantDeleted => "tenant_deleted",
+            Self::Unknown => "unknown",
         }
     }
 

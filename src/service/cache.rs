@@ -17,10 +17,13 @@ mod model;
 
 use std::{
     fmt,
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
 };
 
 use quick_cache::{
@@ -174,6 +177,18 @@ impl Cache {
         let hit = matches!(look, Lookup::Hit(_));
         self.looks.add(if hit { HIT } else { MISS }, 1);
         look
+    }
+
+    /// Does the same without waiting. Returns `None` while another caller loads the key.
+    pub async fn try_look(&self, id: KeyId, clock: &dyn Clock) -> Option<Lookup<'_>> {
+        let mut look = pin!(self.look(id, clock));
+        poll_fn(|cx| {
+            Poll::Ready(match look.as_mut().poll(cx) {
+                Poll::Ready(look) => Some(look),
+                Poll::Pending => None,
+            })
+        })
+        .await
     }
 
     async fn look_up(&self, id: KeyId, clock: &dyn Clock) -> Lookup<'_> {
@@ -413,9 +428,10 @@ mod tests {
         cache.entry(id(), policy(), [1; 32], 5, cache.ticket())
     }
 
-    fn changes() -> [Touched; 3] {
+    fn changes() -> [Touched; 4] {
         let (tenant, owner) = ("acme".to_owned(), "alice".to_owned());
         [
+            Touched::All,
             Touched::Keys(vec![id()]),
             Touched::Owner {
                 tenant: tenant.clone(),
@@ -434,8 +450,8 @@ mod tests {
 
     #[test]
     fn an_owner_counts_until_it_or_its_tenant_changes_and_not_without_a_lease() {
-        let [_, owner, tenant] = changes();
-        for change in [owner, tenant] {
+        let [all, _, owner, tenant] = changes();
+        for change in [all, owner, tenant] {
             let cache = leased();
             assert!(cache.owner_entry("alice", &Still).is_none());
             cache.take_voucher(policy(), 5, cache.ticket());

@@ -4,14 +4,17 @@
 //! key for all requests that wait for it. A denial is a value; an error means that no decision was
 //! possible. This path writes nothing, and logs nothing per call.
 
+mod batch;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use opentelemetry::trace::FutureExt as _;
 use thiserror::Error;
 use tokio::time;
 
+pub use self::batch::Batch;
 use super::{
-    cache::{Cache, Entry, LoadSlot, Lookup, OwnerEntry},
+    cache::{Cache, Entry, LoadSlot, Lookup, OwnerEntry, Ticket},
     fair_queue::{Bounds, FairQueue},
     secret::{Busy, Proof, Secrets, pepper_migration::PepperMigration},
 };
@@ -19,6 +22,7 @@ use crate::{
     domain::{
         clock::{Clock, Timestamp},
         credential::Credential,
+        key::{Grant, Verifier},
         key_policy::{AccessRequest, DenyReason, KeyPolicy},
         tenant::SYSTEM,
         token::{KeyId, Presented},
@@ -87,12 +91,23 @@ impl Known {
     }
 }
 
-/// The result of a load, and whether the secret was already checked.
-enum Found {
-    Proven(Arc<Entry>),
-    Wrong,
-    /// `None` means that the key does not exist.
-    Unproven(Option<Arc<Entry>>),
+/// A loaded key, whose secret is not verified yet.
+enum Row {
+    /// The key does not exist.
+    Absent,
+    /// The MAC of the correct secret is known.
+    Entry(Arc<Entry>),
+    /// The stored verifier must be checked, with Argon2 or under an older pepper.
+    Verifier(Box<StoredKey>),
+}
+
+/// A loaded key and the moment of its load.
+struct StoredKey {
+    policy: KeyPolicy,
+    verifier: Verifier,
+    created: i64,
+    head: i64,
+    ticket: Ticket,
 }
 
 /// Decides about presented keys.
@@ -141,14 +156,21 @@ impl Validator {
         question: &ValidationRequest<'_>,
     ) -> Result<Decision, ValidateError> {
         let Some(presented) = question.credential.presented() else {
-            return Ok(if question.credential.is_empty() {
-                Decision::Missing
-            } else {
-                Decision::Malformed
-            });
+            return Ok(unpresented(question));
         };
-        let Some(entry) = self.prove(presented).await? else {
-            return Ok(Decision::NotFound);
+        let entry = self.prove(presented).await?;
+        Ok(self.decide(question, presented, entry))
+    }
+
+    /// Decides about a key whose entry was returned by a check of its secret.
+    fn decide(
+        &self,
+        question: &ValidationRequest<'_>,
+        presented: Presented<'_>,
+        entry: Option<Arc<Entry>>,
+    ) -> Decision {
+        let Some(entry) = entry else {
+            return Decision::NotFound;
         };
         let policy = &entry.policy;
         let named = question
@@ -156,7 +178,7 @@ impl Validator {
             .username()
             .is_none_or(|name| policy.knows_username(name));
         if !named || !(question.in_view)(policy.tenant_id()) {
-            return Ok(Decision::NotFound);
+            return Decision::NotFound;
         }
         let at = self.clock.now();
         let decided = policy.decide(at, &question.ask);
@@ -165,10 +187,10 @@ impl Validator {
             at,
             entry,
         };
-        Ok(match decided {
+        match decided {
             Ok(()) => Decision::Allowed(known),
             Err(deny_reason) => Decision::Denied(known, deny_reason),
-        })
+        }
     }
 
     /// Returns true if the key exists and its secret is correct, whatever it may be used for.
@@ -214,15 +236,11 @@ impl Validator {
         mac: [u8; 32],
     ) -> Result<Option<Arc<Entry>>, ValidateError> {
         let look = self.cache.look(presented.id(), &*self.clock);
-        let entry = match in_time(look).await? {
-            Lookup::Hit(entry) => Some(entry),
-            Lookup::Miss(place) => match self.load_entry(presented, mac, place).await? {
-                Found::Proven(entry) => return Ok(Some(entry)),
-                Found::Wrong => return Ok(None),
-                Found::Unproven(entry) => entry,
-            },
+        let row = match in_time(look).await? {
+            Lookup::Hit(entry) => Row::Entry(entry),
+            Lookup::Miss(slot) => self.load_key(presented.id(), slot).await?,
         };
-        self.recognize(presented, &mac, entry).await
+        self.prove_row(presented, &mac, &row).await
     }
 
     async fn recognize(
@@ -236,48 +254,90 @@ impl Validator {
         Ok(entry.filter(|_| right))
     }
 
-    async fn load_entry(
-        &self,
-        presented: Presented<'_>,
-        mac: [u8; 32],
-        place: Option<LoadSlot<'_>>,
-    ) -> Result<Found, ValidateError> {
-        let id = presented.id();
+    async fn load_key(&self, id: KeyId, slot: Option<LoadSlot<'_>>) -> Result<Row, ValidateError> {
         let ticket = self.cache.ticket();
         let store = Arc::clone(&self.store);
         let load = async move { store.load(id).await };
         let Loaded { head, found } = self.load(load).await?;
+        Ok(self.accept(id, found, (head, ticket), slot))
+    }
+
+    /// Accepts a key that was loaded at `head` with a ticket. Caches it if its MAC is known and no
+    /// change has been announced since.
+    fn accept(
+        &self,
+        id: KeyId,
+        found: Option<(Grant, Verifier)>,
+        (head, ticket): (i64, Ticket),
+        slot: Option<LoadSlot<'_>>,
+    ) -> Row {
         let Some((grant, verifier)) = found else {
-            return Ok(Found::Unproven(None));
+            return Row::Absent;
         };
-        let created = grant.key.created_revision;
         let policy = KeyPolicy::of(&grant);
         // A proven MAC stays proven, because secrets never change.
-        let stale = place.as_ref().and_then(|place| place.stale.as_ref());
+        let stale = slot.as_ref().and_then(|slot| slot.stale.as_ref());
         let proven = || stale.map_or_else(|| self.cache.proven(id), |stale| Some(stale.mac));
         if let Some(expected) = self.secrets.stored_memory_mac(&verifier).or_else(proven) {
             let (entry, keep) = self.cache.entry(id, policy, expected, head, ticket);
-            if let Some(place) = place.filter(|_| keep) {
-                place.fill(Arc::clone(&entry));
+            if let Some(slot) = slot.filter(|_| keep) {
+                slot.fill(Arc::clone(&entry));
             }
-            return Ok(Found::Unproven(Some(entry)));
+            return Row::Entry(entry);
         }
         // Releases the load slot: no caller should wait for the Argon2 hash of a secret that may be
         // wrong.
-        drop(place);
-        match self.secrets.prove(presented, &verifier, created).await? {
-            Proof::Wrong => Ok(Found::Wrong),
+        drop(slot);
+        Row::Verifier(Box::new(StoredKey {
+            policy,
+            verifier,
+            created: grant.key.created_revision,
+            head,
+            ticket,
+        }))
+    }
+
+    /// Returns the entry of a loaded key if the presented secret is correct.
+    async fn prove_row(
+        &self,
+        presented: Presented<'_>,
+        mac: &[u8; 32],
+        row: &Row,
+    ) -> Result<Option<Arc<Entry>>, ValidateError> {
+        match row {
+            Row::Absent => self.recognize(presented, mac, None).await,
+            Row::Entry(entry) => {
+                self.recognize(presented, mac, Some(Arc::clone(entry)))
+                    .await
+            }
+            Row::Verifier(stored) => self.prove_stored(presented, *mac, stored).await,
+        }
+    }
+
+    async fn prove_stored(
+        &self,
+        presented: Presented<'_>,
+        mac: [u8; 32],
+        stored: &StoredKey,
+    ) -> Result<Option<Arc<Entry>>, ValidateError> {
+        let id = presented.id();
+        let prove = self
+            .secrets
+            .prove(presented, &stored.verifier, stored.created);
+        match prove.await? {
+            Proof::Wrong => Ok(None),
             // A pepper may be removed when no working key uses it any more.
-            Proof::UnknownPepper if policy.barred(self.clock.now()).is_some() => Ok(Found::Wrong),
+            Proof::UnknownPepper if stored.policy.barred(self.clock.now()).is_some() => Ok(None),
             Proof::UnknownPepper => Err(ValidateError::UnknownPepper),
             Proof::Proven { fresh_mac } => {
                 // A key that could not be queued is not cached, so that its next use tries again.
                 let moved = fresh_mac.is_none_or(|mac| self.pepper_migration.move_key(id, mac));
-                let (entry, keep) = self.cache.entry(id, policy, mac, head, ticket);
+                let (policy, head) = (stored.policy.clone(), stored.head);
+                let (entry, keep) = self.cache.entry(id, policy, mac, head, stored.ticket);
                 if keep && moved {
                     self.cache.insert(id, Arc::clone(&entry));
                 }
-                Ok(Found::Proven(entry))
+                Ok(Some(entry))
             }
         }
     }
@@ -300,6 +360,15 @@ impl Validator {
             Ok(Err(late)) => Err(StoreError::Unavailable(late.into()).into()),
             Err(stopped) => Err(StoreError::Unavailable(stopped.into()).into()),
         }
+    }
+}
+
+/// Returns the decision about a credential that does not have the format of a key.
+fn unpresented(question: &ValidationRequest<'_>) -> Decision {
+    if question.credential.is_empty() {
+        Decision::Missing
+    } else {
+        Decision::Malformed
     }
 }
 

@@ -8,8 +8,8 @@ use opentelemetry::trace::SpanKind;
 use tokio::time::{self, Instant};
 
 use super::{
-    Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition, Member,
-    Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
+    Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedMany, LoadedOwner,
+    LogPosition, Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
     retry::{SILENCE, again, in_time},
     trust::Trust,
     writable::Writable,
@@ -238,6 +238,12 @@ impl<S: Store> Store for Instrumented<S> {
 
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
         self.calls.retried(Call::Load, || self.store.load(id)).await
+    }
+
+    async fn load_many(&self, ids: &[KeyId]) -> Result<LoadedMany, StoreError> {
+        self.calls
+            .retried(Call::Load, || self.store.load_many(ids))
+            .await
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {

@@ -18,7 +18,7 @@ mod trust;
 mod warm;
 mod writable;
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::error::DatabaseError;
@@ -73,6 +73,15 @@ pub struct Loaded {
     pub head: i64,
     /// `None` if there is no such key.
     pub found: Option<(Grant, Verifier)>,
+}
+
+/// The data that one batch of Validates reads, all from one moment.
+#[derive(Clone, Debug)]
+pub struct LoadedMany {
+    /// The remaining fields are at least as new as this revision.
+    pub head: i64,
+    /// The keys that exist.
+    pub found: HashMap<KeyId, (Grant, Verifier)>,
 }
 
 /// The data about a caller that is authenticated by an owner's name, all from one moment.
@@ -210,6 +219,10 @@ pub trait Store: Replicas + Collect {
 
     /// Reads, in one statement, a key with its owner, its tenant and the revision of the log.
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError>;
+
+    /// Reads, in one statement, these keys with their owners, their tenants and the revision of the
+    /// log.
+    async fn load_many(&self, ids: &[KeyId]) -> Result<LoadedMany, StoreError>;
 
     /// Reads, in one statement, an owner with its tenant, which must exist, and the revision of the
     /// log.

@@ -13,6 +13,7 @@ use super::{
     OpenError, Store, StoreError, idle_connections::IdleConnections, instrumented::Instrumented,
     statements, trust::Trust,
 };
+use crate::domain::token::KeyId;
 
 mod schema;
 
@@ -116,6 +117,11 @@ fn limits(set: &str) -> String {
 /// Quotes an SQL identifier.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Returns a list of ids as [`DIALECT`] takes it.
+fn id_list(ids: &[KeyId]) -> Vec<&str> {
+    ids.iter().map(KeyId::as_bare).collect()
 }
 
 /// Rejects a session that takes no changes.

@@ -1,7 +1,7 @@
 //! Converts rows to values of the domain. Compiled once for each engine, like `sql.rs`.
 //!
-//! A value that cannot be read makes its key, owner or tenant `unreadable`, which denies. Elsewhere
-//! it is [`StoreError::Corrupt`], which names the column and never its content.
+//! A value that cannot be read makes its key, owner or tenant `unreadable`, which denies. It makes
+//! an event `unreadable`, which invalidates all cached keys. Elsewhere it is [`StoreError::Corrupt`], which names the column and never its content.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::{
 type Row = <Db as Database>::Row;
 
 /// Reads the columns of a row one by one. A column that cannot be read has its type's default value
-/// and makes the whole row unreadable: its key, owner or tenant is shown and denied.
+/// and makes the whole row unreadable.
 struct Columns<'r> {
     row: &'r Row,
     unreadable: bool,
@@ -223,21 +223,26 @@ pub(super) fn tenant(row: &Row) -> Tenant {
 }
 
 pub(super) fn event(row: &Row) -> Result<Event, StoreError> {
+    let mut columns = Columns::of(row);
+    let kind = columns.parsed("kind", |name| {
+        let kind = EventKind::parse(name);
+        kind.map(Some).ok_or(StoreError::Corrupt("kind"))
+    });
+    let at: i64 = columns.get("at");
+    let change = Change {
+        at: Timestamp::from_micros(at),
+        actor: columns.get("actor"),
+        kind: kind.unwrap_or(EventKind::Unknown),
+        tenant_id: columns.get("tenant_id"),
+        key_id: columns.parsed_if_any("key_id", key_id),
+        owner_id: columns.get("owner_id"),
+        details: columns.parsed("details", |text| json(text, "details")),
+        trace_id: columns.get("trace_id"),
+    };
     Ok(Event {
         revision: row.try_get("revision")?,
-        change: Change {
-            at: Timestamp::from_micros(row.try_get("at")?),
-            actor: row.try_get("actor")?,
-            kind: EventKind::parse(row.try_get("kind")?).ok_or(StoreError::Corrupt("kind"))?,
-            tenant_id: row.try_get("tenant_id")?,
-            key_id: row
-                .try_get::<Option<_>, _>("key_id")?
-                .map(key_id)
-                .transpose()?,
-            owner_id: row.try_get("owner_id")?,
-            details: json(row.try_get("details")?, "details")?,
-            trace_id: row.try_get("trace_id")?,
-        },
+        change,
+        unreadable: columns.unreadable,
     })
 }
 

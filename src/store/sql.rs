@@ -3,12 +3,13 @@
 //! This file is compiled twice, as a part of `sqlite.rs` and of `postgres.rs`, which define `Db`
 //! and the engine-specific parts. Generic code would need a page of trait bounds.
 
-use std::{fmt, fs::File, time::Duration};
+use std::{collections::HashMap, fmt, fs::File, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
     Database, Pool, QueryBuilder, Row as _, pool::PoolConnection, query, query::Query, query_scalar,
 };
+use tokio::task::yield_now;
 
 use super::{DIALECT, Db, Hints, POSITION};
 use crate::{
@@ -26,9 +27,9 @@ use crate::{
     },
     metrics::{self, Collect},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition,
-        Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery, WarmSet,
-        column,
+        Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedMany, LoadedOwner,
+        LogPosition, Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage,
+        WarmQuery, WarmSet, column,
         idle_connections::IdleConnections,
         listing::{self, Place, Value},
         statements,
@@ -44,6 +45,9 @@ use row::{as_json, as_micros, scopes_as_json};
 pub(in crate::store) use transaction::Transaction;
 
 type Row = <Db as Database>::Row;
+
+/// Number of rows of a batch after which other calls of the same thread get a turn.
+const ROWS_A_TURN: usize = 16;
 
 pub(super) struct SqlStore {
     pub(super) reader: Pool<Db>,
@@ -193,6 +197,19 @@ fn writable(row: &Row) -> Result<(), StoreError> {
     }
 }
 
+/// Reads a key with its owner, its tenant and its verifier, if the row has one.
+fn grant(row: &Row) -> Result<Option<(Grant, Verifier)>, StoreError> {
+    if row.try_get::<Option<&str>, _>("k_key_id")?.is_none() {
+        return Ok(None);
+    }
+    let grant = Grant {
+        key: row::key(row),
+        owner: row::owner_if_any(row),
+        tenant: row::tenant(row),
+    };
+    Ok(Some((grant, row::verifier(row))))
+}
+
 #[async_trait]
 impl Store for SqlStore {
     fn loads_at_once(&self) -> usize {
@@ -203,20 +220,33 @@ impl Store for SqlStore {
         let row = self
             .load_row(query(DIALECT.load).bind(id.as_bare()))
             .await?;
-        let found = if row.try_get::<Option<&str>, _>("k_key_id")?.is_some() {
-            let grant = Grant {
-                key: row::key(&row),
-                owner: row::owner_if_any(&row),
-                tenant: row::tenant(&row),
-            };
-            Some((grant, row::verifier(&row)))
-        } else {
-            None
-        };
         Ok(Loaded {
             head: row.try_get("head")?,
-            found,
+            found: grant(&row)?,
         })
+    }
+
+    async fn load_many(&self, ids: &[KeyId]) -> Result<LoadedMany, StoreError> {
+        let mut lent = self.loaders.take().await?;
+        let rows = query(DIALECT.load_many)
+            .bind(super::id_list(ids))
+            .fetch_all(&mut *lent.connection)
+            .await;
+        let rows = self.loaders.settle(lent, rows)?;
+        // There is one row even if there is no key.
+        let first = rows.first().ok_or(StoreError::Corrupt("log_head"))?;
+        writable(first)?;
+        let head = first.try_get("head")?;
+        let mut found = HashMap::with_capacity(rows.len());
+        for (place, row) in rows.into_iter().enumerate() {
+            if place % ROWS_A_TURN == ROWS_A_TURN - 1 {
+                yield_now().await;
+            }
+            if let Some((grant, verifier)) = grant(&row)? {
+                found.insert(grant.key.key_id, (grant, verifier));
+            }
+        }
+        Ok(LoadedMany { head, found })
     }
 
     async fn load_owner(&self, tenant: &str, owner: &str) -> Result<LoadedOwner, StoreError> {

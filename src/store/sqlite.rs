@@ -30,6 +30,7 @@ use super::{
     OpenError, Store, StoreError, idle_connections::IdleConnections, instrumented::Instrumented,
     statements,
 };
+use crate::domain::token::KeyId;
 
 #[path = "sql.rs"]
 mod sql;
@@ -118,6 +119,12 @@ pub(super) async fn open(url: &str) -> Result<Arc<dyn Store>, OpenError> {
         lock: Some(lock),
     };
     Ok(Instrumented::start(store, Arc::default()))
+}
+
+/// Returns a list of ids as [`DIALECT`] takes it: in JSON.
+fn id_list(ids: &[KeyId]) -> String {
+    let ids: Vec<_> = ids.iter().map(KeyId::as_bare).collect();
+    format!("[\"{}\"]", ids.join("\",\""))
 }
 
 /// The file is locked for this process, which is therefore always the primary.

@@ -293,6 +293,9 @@ pub struct Dialect {
     pub head: &'static str,
     /// Loads a key with its owner and its tenant.
     pub load: &'static str,
+    /// Loads the keys of a list of ids, with their owners and tenants. Returns at least one row: if
+    /// there are none, its columns other than `head` are NULL.
+    pub load_many: &'static str,
     /// Loads an owner with its tenant.
     pub load_owner: &'static str,
     /// Selects all members. Returns at least one row: if there are none, its columns are NULL.
@@ -305,33 +308,47 @@ impl Dialect {
     /// Returns every statement.
     #[must_use]
     pub fn all(&self) -> Vec<&'static str> {
-        let single = [self.head, self.load, self.load_owner, self.replicas];
+        let single = [
+            self.head,
+            self.load,
+            self.load_many,
+            self.load_owner,
+            self.replicas,
+        ];
         single.into_iter().chain(self.warm).collect()
     }
 }
 
+/// Selects the keys for which `$which` is true, with their owners and tenants, and the head.
+macro_rules! load {
+    ($writable:literal, $which:literal) => {
+        concat!(
+            "SELECT ",
+            $writable,
+            " AS writable, h.revision AS head, k.secret_phc, k.secret_mac, k.mac_pepper, ",
+            key_columns!(),
+            ", ",
+            owner_columns!(),
+            ", ",
+            tenant_columns!(),
+            " FROM log_head h LEFT JOIN keys k ON ",
+            $which,
+            " LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
+             LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
+        )
+    };
+}
+
 macro_rules! dialect {
-    ($writable:literal, $hex:literal) => {
+    ($writable:literal, $hex:literal, $listed:literal) => {
         Dialect {
             head: concat!(
                 "SELECT ",
                 $writable,
                 " AS writable, revision AS head FROM log_head"
             ),
-            load: concat!(
-                "SELECT ",
-                $writable,
-                " AS writable, h.revision AS head, k.secret_phc, \
-                 k.secret_mac, k.mac_pepper, ",
-                key_columns!(),
-                ", ",
-                owner_columns!(),
-                ", ",
-                tenant_columns!(),
-                " FROM log_head h LEFT JOIN keys k ON k.key_id = $1 \
-                 LEFT JOIN owners o ON o.tenant_id = k.tenant_id AND o.owner_id = k.owner_id \
-                 LEFT JOIN tenants t ON t.tenant_id = k.tenant_id"
-            ),
+            load: load!($writable, "k.key_id = $1"),
+            load_many: load!($writable, $listed),
             load_owner: concat!(
                 "SELECT ",
                 $writable,
@@ -358,9 +375,14 @@ macro_rules! dialect {
 }
 
 /// The file is locked for this process, which is therefore always the primary.
-pub const SQLITE: Dialect = dialect!("TRUE", "hex(k.secret_mac)");
+pub const SQLITE: Dialect = dialect!(
+    "TRUE",
+    "hex(k.secret_mac)",
+    "k.key_id IN (SELECT value FROM json_each($1))"
+);
 /// A standby is always read-only, as is a primary that `default_transaction_read_only` fences.
 pub const POSTGRES: Dialect = dialect!(
     "(current_setting('transaction_read_only') = 'off')",
-    "encode(k.secret_mac, 'hex')"
+    "encode(k.secret_mac, 'hex')",
+    "k.key_id = ANY($1)"
 );

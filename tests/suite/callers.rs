@@ -10,8 +10,8 @@ use gatekey::api::{
         GetTenantRequest, Key, KeyState, ListEventsRequest, ListKeysRequest, ListOwnersRequest,
         ListTenantsRequest, LookupKeyRequest, Owner, Reason, RevokeKeyRequest, RevokeKeysRequest,
         RotateKeyRequest, Tenant, UpdateKeyRequest, UpdateOwnerRequest, UpdateTenantRequest,
-        ValidateRequest, WatchEventsRequest, key_service_client::KeyServiceClient,
-        watch_events_response::Message,
+        ValidateRequest, ValidateResponse, WatchEventsRequest,
+        key_service_client::KeyServiceClient, watch_events_response::Message,
     },
 };
 use prost::Message as _;
@@ -32,9 +32,9 @@ use crate::{
 };
 
 use Rpc::{
-    CreateKey, CreateOwner, CreateTenant, DeleteOwner, DeleteTenant, GetKey, GetOwner, GetTenant,
-    ListEvents, ListKeys, ListOwners, ListTenants, LookupKey, RevokeKey, RevokeKeys, RotateKey,
-    UpdateKey, UpdateOwner, UpdateTenant, Validate, WatchEvents,
+    BatchValidate, CreateKey, CreateOwner, CreateTenant, DeleteOwner, DeleteTenant, GetKey,
+    GetOwner, GetTenant, ListEvents, ListKeys, ListOwners, ListTenants, LookupKey, RevokeKey,
+    RevokeKeys, RotateKey, UpdateKey, UpdateOwner, UpdateTenant, Validate, WatchEvents,
 };
 
 /// Who owns the keys that callers of these tests have.
@@ -48,6 +48,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 enum Rpc {
     CreateKey,
     Validate,
+    BatchValidate,
     GetKey,
     LookupKey,
     ListKeys,
@@ -70,9 +71,10 @@ enum Rpc {
 }
 
 /// In an order in which one target lets all of them succeed.
-const ALL: [Rpc; 21] = [
+const ALL: [Rpc; 22] = [
     CreateKey,
     Validate,
+    BatchValidate,
     GetKey,
     LookupKey,
     ListKeys,
@@ -94,6 +96,8 @@ const ALL: [Rpc; 21] = [
     WatchEvents,
 ];
 
+const VALIDATES: [Rpc; 2] = [Validate, BatchValidate];
+
 /// Each action, and what it grants.
 const GRANTS: [(&str, &[Rpc]); 13] = [
     ("keys:create", &[CreateKey]),
@@ -102,7 +106,7 @@ const GRANTS: [(&str, &[Rpc]); 13] = [
     ("keys:update", &[UpdateKey]),
     ("keys:rotate", &[RotateKey]),
     ("keys:revoke", &[RevokeKey, RevokeKeys]),
-    ("keys:validate", &[Validate]),
+    ("keys:validate", &[Validate, BatchValidate]),
     ("keys:lookup", &[LookupKey]),
     ("owners:read", &[GetOwner, ListOwners]),
     ("owners:write", &[UpdateOwner, DeleteOwner, CreateOwner]),
@@ -202,6 +206,13 @@ impl Rpc {
                     ..ask(&plaintext)
                 };
                 bytes(keys.validate(question).await)
+            }
+            BatchValidate => {
+                let question = ValidateRequest {
+                    tenant_id,
+                    ..ask(&plaintext)
+                };
+                bytes(batch_of_one(client, question).await.map(Response::new))
             }
             GetKey => bytes(keys.get_key(GetKeyRequest { key_id, tenant_id }).await),
             LookupKey => {
@@ -361,6 +372,16 @@ fn bytes_unless<T: prost::Message>(
         Err(status) if error_reason(&status) == reason => Ok(Vec::new()),
         answer => bytes(answer),
     }
+}
+
+/// Asks about one credential with BatchValidate; gives its answer or its own error.
+async fn batch_of_one(
+    client: &Client,
+    question: ValidateRequest,
+) -> Result<ValidateResponse, Status> {
+    let results = client.batch(vec![question]).await?;
+    let [result] = results.try_into().expect("one result for one item");
+    result
 }
 
 fn named(tenant: &str) -> Tenant {
@@ -567,14 +588,14 @@ on_both_engines! {
         for tenant in ["acme", "beta"] {
             let target = Target::in_new_tenant(&admin, tenant).await;
             for named in [tenant, ""] {
-                assert_all_granted(&backend, &target.under(named), &[Validate], "a backend").await;
+                assert_all_granted(&backend, &target.under(named), &VALIDATES, "a backend").await;
                 let answer = ValidateRequest {
                     tenant_id: named.to_owned(),
                     ..ask(&target.plaintext)
                 };
                 assert!(backend.validate(answer).await.allowed);
             }
-            let others = ALL.into_iter().filter(|rpc| *rpc != Validate);
+            let others = ALL.into_iter().filter(|rpc| !VALIDATES.contains(rpc));
             assert_all_refused(&admin, &backend, &target, others, NOT_GRANTED, "a backend").await;
         }
     }
@@ -603,7 +624,7 @@ on_both_engines! {
         let (client, _) = caller(&admin, &["acme:*"]).await;
         assert_all_granted(&client, &target, &ALL, "acme's admin").await;
         let target = Target::in_tenant(&admin, "acme").await.under("");
-        let unnamed = [Validate, GetKey, LookupKey, UpdateKey, RotateKey];
+        let unnamed = [Validate, BatchValidate, GetKey, LookupKey, UpdateKey, RotateKey];
         assert_all_granted(&client, &target, &unnamed, "acme's admin, naming no tenant").await;
     }
 
@@ -618,8 +639,8 @@ on_both_engines! {
         let before = events_but_of_callers(&admin).await;
 
         let named = ALL.into_iter().filter(|rpc| *rpc != ListTenants).collect();
-        let by_key = vec![Validate, GetKey, LookupKey, UpdateKey, RotateKey];
-        let by_key_in_acme = vec![Validate, GetKey, LookupKey, UpdateKey, RotateKey, RevokeKey];
+        let by_key = vec![Validate, BatchValidate, GetKey, LookupKey, UpdateKey, RotateKey];
+        let by_key_in_acme = vec![Validate, BatchValidate, GetKey, LookupKey, UpdateKey, RotateKey, RevokeKey];
         let cases: [(&str, Vec<Rpc>); 3] = [
             ("their own tenant", named),
             ("no tenant", by_key),
@@ -647,7 +668,7 @@ on_both_engines! {
                 let what = format!("{rpc:?} under {under} by {scope}");
                 let of_none = collect(&Target::nowhere("gamma")).await;
                 if scope == "acme:*" {
-                    let code = if rpc == Validate {
+                    let code = if VALIDATES.contains(&rpc) {
                         Code::Ok
                     } else {
                         Code::NotFound
@@ -1374,11 +1395,11 @@ on_both_engines! {
         let server = setup.env("GATEKEY_VALIDATE_AUTH", "none").start().await;
         let admin = server.admin().await;
         let target = Target::in_new_tenant(&admin, "acme").await;
-        let others = || ALL.into_iter().filter(|rpc| *rpc != Validate);
+        let others = || ALL.into_iter().filter(|rpc| !VALIDATES.contains(rpc));
         let anonymous = server.client(None).await;
         assert_eq!(anonymous.reason(&target.plaintext).await, Reason::Allowed);
         assert_eq!(anonymous.reason(&unknown()).await, Reason::NotFound);
-        assert_all_granted(&anonymous, &target, &[Validate], "nobody").await;
+        assert_all_granted(&anonymous, &target, &VALIDATES, "nobody").await;
         assert_all_refused(&admin, &anonymous, &target, others(), MISSING, "nobody").await;
 
         let stranger = admin.with("swordfish");

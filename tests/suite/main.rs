@@ -7,6 +7,7 @@ mod callers;
 mod cancelled;
 mod container;
 mod contract_admin;
+mod contract_batch;
 mod contract_deletions;
 mod contract_errors;
 mod contract_events;

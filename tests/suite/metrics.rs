@@ -28,7 +28,7 @@ pub fn page(server: &Gatekey) -> String {
 }
 
 /// The value of a sample, by its name with its labels.
-fn sample(page: &str, name: &str) -> f64 {
+pub fn sample(page: &str, name: &str) -> f64 {
     let values = page
         .lines()
         .filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

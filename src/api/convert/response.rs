@@ -6,7 +6,7 @@ use prost::Message;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde_json::Value as Json;
 
-use crate::api::proto;
+use crate::api::{LIST_BYTES_MAX, proto};
 use crate::domain::{
     clock::Timestamp,
     enforcement::Enforcement,
@@ -17,9 +17,6 @@ use crate::domain::{
     scope::{Scope, Scopes},
     tenant::{OnLimit, Tenant},
 };
-
-/// The size limit of a list response, below the 4 MiB that gRPC clients read by default.
-const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 pub(in crate::api) fn key(key: Key, now: Timestamp) -> proto::Key {
     let state = state(key.state(now));
@@ -119,6 +116,7 @@ pub(in crate::api) fn event(event: Event) -> proto::Event {
         EventKind::TenantCreated => proto::EventType::TenantCreated,
         EventKind::TenantUpdated => proto::EventType::TenantUpdated,
         EventKind::TenantDeleted => proto::EventType::TenantDeleted,
+        EventKind::Unknown => proto::EventType::Unspecified,
     };
     proto::Event {
         revision: event.revision,
@@ -130,6 +128,7 @@ pub(in crate::api) fn event(event: Event) -> proto::Event {
         owner_id: change.owner_id.unwrap_or_default(),
         details: Some(as_struct(change.details)),
         trace_id: change.trace_id.unwrap_or_default(),
+        unreadable: event.unreadable,
     }
 }
 

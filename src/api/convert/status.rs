@@ -137,6 +137,15 @@ pub(in crate::api) fn memory_busy() -> Status {
     )
 }
 
+/// Returns the status of an item of a batch whose results would be too large with it.
+pub(in crate::api) fn response_too_large() -> Status {
+    retry_later(
+        Code::ResourceExhausted,
+        "RESPONSE_TOO_LARGE",
+        "the results before this one are as large as a response may be: send it in another call",
+    )
+}
+
 /// Returns the status of a call to a method that does not exist.
 pub(in crate::api) fn unknown_method() -> Status {
     let message = "this method is not known here";
@@ -170,9 +179,10 @@ pub(in crate::api) fn completed(foreign: &Status) -> Option<Status> {
     // Replaces tonic's message, which may repeat data from the request.
     let (reason, message) = match code {
         Code::Ok => return None,
-        Code::ResourceExhausted if too_large => {
-            ("MESSAGE_TOO_LARGE", "the message is larger than 64 KiB")
-        }
+        Code::ResourceExhausted if too_large => (
+            "MESSAGE_TOO_LARGE",
+            "the message is larger than 64 KiB, or that of a BatchValidate larger than 256 KiB",
+        ),
         Code::ResourceExhausted => ("BUSY", "the server is busy"),
         Code::Unimplemented if foreign.message().contains("compressed") => {
             ("UNSUPPORTED_ENCODING", "messages must not be compressed")

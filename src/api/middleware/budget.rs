@@ -56,17 +56,22 @@ pub(in crate::api) struct Charge {
 }
 
 impl Charge {
+    /// Returns a charge that has taken nothing yet.
+    pub(in crate::api) fn none(class: Class) -> Self {
+        let free = if class == Class::Probe { PROBE } else { 0 };
+        Self {
+            class,
+            bytes: 0,
+            free,
+        }
+    }
+
     /// Takes bytes from the budget.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED when the budget has too few bytes left for this class.
     pub(in crate::api) fn take(class: Class, bytes: usize) -> Result<Self, Status> {
-        let free = if class == Class::Probe { PROBE } else { 0 };
-        let mut charge = Self {
-            class,
-            bytes: 0,
-            free,
-        };
+        let mut charge = Self::none(class);
         charge.grow_by(bytes)?;
         Ok(charge)
     }

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
 use crate::api::{
-    MESSAGE_MAX,
     convert::status,
     middleware::budget::{Charge, Class},
     validate::decode::{Again, HEAD},
@@ -21,6 +20,8 @@ pub(in crate::api) const REQUEST_MAX: Duration = Duration::from_secs(10);
 /// The conditions under which a request is read.
 pub(in crate::api) struct Intake<'a> {
     pub(in crate::api) class: Class,
+    /// The maximum size of the message in bytes.
+    pub(in crate::api) max: usize,
     /// The arrival time of the headers.
     pub(in crate::api) began: Instant,
     /// Cancelled when the server stops.
@@ -38,7 +39,7 @@ impl Intake<'_> {
         B: HttpBody<Data = Bytes> + Unpin,
     {
         let charge = Charge::take(self.class, 0)?;
-        self.in_time(collect(body, charge)).await?
+        self.in_time(collect(body, self.max, charge)).await?
     }
 
     /// Waits for a part of a request until its deadline or until the server stops.
@@ -58,12 +59,16 @@ impl Intake<'_> {
     }
 }
 
-async fn collect<B>(mut body: B, mut charge: Charge) -> Result<(Again<Body>, Charge), Status>
+async fn collect<B>(
+    mut body: B,
+    max: usize,
+    mut charge: Charge,
+) -> Result<(Again<Body>, Charge), Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
     let (mut data, mut read) = (BytesMut::new(), VecDeque::new());
-    while data.len() <= HEAD + MESSAGE_MAX
+    while data.len() <= HEAD + max
         && let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
     {
         match frame.map(Frame::into_data) {

@@ -73,6 +73,10 @@ const REASONS: usize = Reason::InsufficientScope as usize + 1;
 pub struct Calls {
     /// The number of decided Validates, by reason.
     decisions: ShardedCounter<REASONS>,
+    /// The number of decided items of BatchValidates, by reason.
+    item_decisions: ShardedCounter<REASONS>,
+    /// The number of items of BatchValidates that could not be decided, by code.
+    item_errors: ShardedCounter<{ CODES.len() }>,
     /// The number of calls by method and code, without decided Validates.
     codes: [ShardedCounter<{ CODES.len() }>; NAMES],
     took: [Durations; NAMES],
@@ -88,6 +92,8 @@ impl Default for Calls {
         };
         Self {
             decisions: ShardedCounter::default(),
+            item_decisions: ShardedCounter::default(),
+            item_errors: ShardedCounter::default(),
             codes: array::from_fn(|_| ShardedCounter::default()),
             took: array::from_fn(hot),
             refused: LogLimit::new(|suppressed| {
@@ -106,6 +112,14 @@ impl Calls {
         }
         if let Ok(answer) = answer {
             self.decisions.add(answer.reason() as usize, 1);
+        }
+    }
+
+    /// Counts an item of a BatchValidate: its decision, or the code of its error.
+    pub(in crate::api) fn count_item(&self, item: Result<Reason, Code>) {
+        match item {
+            Ok(reason) => self.item_decisions.add(reason as usize, 1),
+            Err(code) => self.item_errors.add(code as usize, 1),
         }
     }
 
@@ -166,13 +180,23 @@ impl Collect for Calls {
             }
         }
         page.counters("gatekey_calls_total", "Calls that have ended", counts)?;
+        let items = self.item_errors.read().into_iter().enumerate();
+        let items = items.filter(|(code, count)| *code != OK && *count > 0);
+        page.counters(
+            "gatekey_batch_item_errors_total",
+            "Items of BatchValidate that could not be decided, by status code",
+            items.map(|(code, count)| ([("code", CODES[code])], count)),
+        )?;
+        let items = self.item_decisions.read();
+        let reasons = decisions.iter().zip(items).skip(1);
+        let reasons = reasons.map(|(single, item)| single + item);
         page.counters(
             "gatekey_decisions_total",
-            "What Validates were answered",
-            (1..).zip(&decisions[1..]).filter_map(|(number, count)| {
+            "Decisions of Validate and about items of BatchValidate, by reason",
+            (1..).zip(reasons).filter_map(|(number, count)| {
                 let reason = Reason::try_from(number).ok()?.as_str_name();
                 let reason = reason.strip_prefix("REASON_").unwrap_or(reason);
-                Some(([("reason", reason)], *count))
+                Some(([("reason", reason)], count))
             }),
         )?;
         let took = names.zip(&self.took);

@@ -56,7 +56,7 @@ impl Turn {
 
 pin_project! {
     /// A body that yields one message at a time. It ends if the next message is not complete within
-    /// [`REQUEST_MAX`] of the previous one.
+    /// [`REQUEST_MAX`] of the response to the previous one.
     pub(in crate::api) struct Questions<B> {
         #[pin]
         inner: B,
@@ -64,6 +64,8 @@ pin_project! {
         read: BytesMut,
         charge: Charge,
         deadline: Pin<Box<Sleep>>,
+        // True after a message, until the deadline of the next one is set.
+        yielded: bool,
         inner_ended: bool,
     }
 }
@@ -76,6 +78,7 @@ impl<B> Questions<B> {
             read: BytesMut::new(),
             charge,
             deadline: Box::pin(time::sleep(REQUEST_MAX)),
+            yielded: false,
             inner_ended: false,
         }
     }
@@ -91,10 +94,13 @@ impl<B: HttpBody<Data = Bytes>> HttpBody for Questions<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let mut this = self.project();
         ready!(this.turn.poll(cx));
+        if std::mem::take(this.yielded) {
+            this.deadline.set(time::sleep(REQUEST_MAX));
+        }
         loop {
             if let Some(length) = first(this.read) {
                 this.turn.0.answering.store(true, Ordering::Release);
-                this.deadline.set(time::sleep(REQUEST_MAX));
+                *this.yielded = true;
                 let message = this.read.split_to(length).freeze();
                 return Poll::Ready(Some(Ok(Frame::data(message))));
             }
@@ -134,4 +140,47 @@ fn first(read: &[u8]) -> Option<usize> {
         HEAD + length
     };
     (read.len() >= whole).then_some(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+    use crate::api::middleware::budget::Class;
+
+    /// A body of one message, after which the client sends nothing and ends nothing.
+    struct OneMessage(Option<Bytes>);
+
+    impl HttpBody for OneMessage {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            self.0.take().map_or(Poll::Pending, |data| {
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_response_takes_no_time_from_the_next_message() {
+        let turn = Turn::default();
+        let charge = Charge::take(Class::Stranger, 0).unwrap();
+        let inner = OneMessage(Some(Bytes::from_static(&[0; HEAD])));
+        let mut messages = Box::pin(Questions::new(inner, turn.clone(), charge));
+        let mut next = async |within| {
+            let next = poll_fn(|cx| messages.as_mut().poll_frame(cx));
+            time::timeout(within, next).await
+        };
+        assert!(matches!(next(REQUEST_MAX).await, Ok(Some(Ok(_)))));
+        time::sleep(REQUEST_MAX * 2).await;
+        turn.sent();
+        // The stream is still open, and ends only after the whole time for the next message.
+        assert!(next(REQUEST_MAX / 2).await.is_err());
+        assert!(matches!(next(REQUEST_MAX).await, Ok(None)));
+    }
 }

@@ -183,7 +183,7 @@ fn write_parts(to: &mut impl BufMut, field: u8, parts: &[&str]) {
     }
 }
 
-fn write_head(to: &mut impl BufMut, field: u8, length: u64) {
+pub(super) fn write_head(to: &mut impl BufMut, field: u8, length: u64) {
     to.put_u8(field << 3 | LENGTH_DELIMITED);
     prost::encoding::encode_varint(length, to);
 }

@@ -29,7 +29,8 @@ pub(super) struct Epochs {
     shift: u32,
     /// The newest revision whose change has advanced epochs, or is about to.
     announced: AtomicI64,
-    /// Number of times that the replicas were joined: an epoch for all entries.
+    /// Number of times that the replicas were joined, or that a change affected all entries: an
+    /// epoch for all entries.
     joined: AtomicU32,
 }
 
@@ -51,6 +52,9 @@ impl Epochs {
     pub(super) fn apply(&self, revision: i64, touched: &Touched) {
         self.announced.fetch_max(revision, Ordering::SeqCst);
         match touched {
+            // Nothing is cached before the replicas are joined.
+            Touched::All if self.ticket() == NEVER_JOINED => {}
+            Touched::All => drop(self.joined.fetch_add(1, Ordering::SeqCst)),
             Touched::Keys(keys) => keys.iter().for_each(|key| self.advance(key_hash(*key))),
             Touched::Owner { tenant, owner } => self.advance(owner_hash(tenant, owner)),
             Touched::Tenant(tenant) => self.advance(tenant_hash(tenant)),

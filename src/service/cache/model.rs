@@ -95,9 +95,10 @@ fn policy() -> KeyPolicy {
     })
 }
 
-fn changes() -> [Touched; 3] {
+fn changes() -> [Touched; 4] {
     let (tenant, owner) = ("acme".to_owned(), "alice".to_owned());
     [
+        Touched::All,
         Touched::Keys(vec![id()]),
         Touched::Owner {
             tenant: tenant.clone(),

@@ -77,7 +77,7 @@ enum Lost {
          answered for"
     )]
     Shorter,
-    #[error("the log has an event missing, or one that this gatekey cannot read")]
+    #[error("the log has an event missing")]
     Unreadable,
 }
 
@@ -323,7 +323,14 @@ impl Replica {
             if event.revision != progress.applied + 1 {
                 return Err(Stop::Lost(Lost::Unreadable));
             }
-            self.cache.apply(event.revision, &event.change.touched());
+            if event.unreadable {
+                let revision = event.revision;
+                error!(
+                    revision,
+                    "an event cannot be read; the whole cache is invalidated"
+                );
+            }
+            self.cache.apply(event.revision, &event.touched());
             progress.applied = event.revision;
         }
         self.applied.send_if_modified(|applied| {

@@ -1,19 +1,26 @@
 //! Rows that somebody edited by hand: each denies, is shown as far as it can be read, and spoils nothing else.
 
+use std::time::{Duration, Instant};
+
 use gatekey::api::proto::{
-    CreateKeyRequest, GetKeyRequest, Key, ListKeysRequest, ListOwnersRequest, ListTenantsRequest,
-    Owner, Reason, Tenant, UpdateKeyRequest, UpdateOwnerRequest, UpdateTenantRequest,
+    CreateKeyRequest, Event, EventType, GetKeyRequest, Key, ListEventsRequest, ListKeysRequest,
+    ListOwnersRequest, ListTenantsRequest, Owner, Reason, Tenant, UpdateKeyRequest,
+    UpdateOwnerRequest, UpdateTenantRequest, WatchEventsRequest,
 };
+use tokio::time::sleep;
 use tonic::Code;
 
 use crate::{
     inside::Inside,
     support::{
         Client, Setup,
-        client::{ask, error_reason, new_key, texts},
+        client::{ask, error_reason, new_key, next_event, texts},
         on_both_engines,
     },
 };
+
+/// How long a replica may take to follow the log.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What is wrong with a key's row, in words that both engines take.
 const KEYS: [&str; 7] = [
@@ -223,6 +230,90 @@ async fn damaged_credentials(setup: &Setup, admin: &Client) {
         .expect_err("nobody");
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert_eq!(admin.reason(&plaintext).await, Reason::NotFound);
+}
+
+/// What is wrong with an event, in words that both engines take.
+const EVENTS: [&str; 5] = [
+    "UPDATE events SET kind = 'from_the_future' WHERE revision = (SELECT MAX(revision) FROM events)",
+    "UPDATE events SET details = '[' WHERE revision = (SELECT MAX(revision) FROM events)",
+    "UPDATE events SET details = '{}', key_id = 'short' \
+     WHERE revision = (SELECT MAX(revision) FROM events)",
+    "UPDATE events SET details = '7' WHERE revision = (SELECT MAX(revision) FROM events)",
+    "UPDATE events SET kind = '' WHERE revision = (SELECT MAX(revision) FROM events)",
+];
+/// Revokes every key, and gives the change the next revision and an event that nobody can read. A
+/// newer version of gatekey might.
+const REVOKED_BY_A_NEWER_VERSION: &str = "BEGIN; \
+    UPDATE log_head SET revision = revision + 1; \
+    UPDATE keys SET revoked_at = 1, revoked_by = 'admin', revoke_reason = ''; \
+    INSERT INTO events (revision, at, actor, kind, tenant_id, details) \
+    SELECT revision, 1700000000000000, 'admin', 'from_the_future', 'default', '{}' FROM log_head; \
+    COMMIT";
+
+async fn events(admin: &Client) -> Vec<Event> {
+    let request = ListEventsRequest::default();
+    let page = admin.events.clone().list_events(request).await;
+    page.expect("a page").into_inner().events
+}
+
+/// The events from the first on, as a watcher gets them.
+async fn watched(admin: &Client, count: usize) -> Vec<Event> {
+    let watch = WatchEventsRequest {
+        start_revision: 1,
+        ..WatchEventsRequest::default()
+    };
+    let watching = admin.events.clone().watch_events(watch).await;
+    let mut stream = watching.expect("a stream").into_inner();
+    let mut events = Vec::new();
+    while events.len() < count {
+        events.push(next_event(&mut stream).await);
+    }
+    events
+}
+
+async fn damaged_event(setup: &Setup, admin: &Client, damage: &'static str) {
+    let (key, _) = issue(admin, "default", "whole").await;
+    Inside::of(setup).await.run(damage).await;
+    let listed = events(admin).await;
+    let unreadable = EventType::Unspecified;
+    let shown = &listed[0];
+    assert!(shown.unreadable, "{damage}: {shown:?}");
+    assert_eq!((shown.revision, &*shown.actor), (key.revision, "admin"));
+    assert_eq!(shown.r#type() == unreadable, damage.contains("kind"));
+    let watched = watched(admin, listed.len()).await;
+    assert!(watched.iter().rev().eq(&listed), "{damage}");
+    // The damage stays; the next event is read as ever.
+    issue(admin, "default", "whole").await;
+    assert!(!events(admin).await[0].unreadable);
+}
+
+/// A replica that cannot read what an event touched takes nothing for true that it knew before.
+async fn event_of_a_newer_version(setup: &Setup, admin: &Client) {
+    let (_, plaintext) = issue(admin, "default", "cached").await;
+    for _ in 0..2 {
+        assert_eq!(admin.reason(&plaintext).await, Reason::Allowed);
+    }
+    Inside::of(setup)
+        .await
+        .run(REVOKED_BY_A_NEWER_VERSION)
+        .await;
+    let started = Instant::now();
+    while admin.reason(&plaintext).await != Reason::Revoked {
+        assert!(started.elapsed() < DEADLINE, "the replica still allows it");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(events(admin).await[0].unreadable);
+}
+
+on_both_engines! {
+    async fn an_event_that_cannot_be_read_is_listed_and_invalidates_all_keys(setup: Setup) {
+        let server = setup.start().await;
+        let admin = server.admin().await;
+        for damage in EVENTS {
+            damaged_event(&setup, &admin, damage).await;
+        }
+        event_of_a_newer_version(&setup, &admin).await;
+    }
 }
 
 async fn times(setup: &Setup, admin: &Client) {

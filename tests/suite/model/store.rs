@@ -25,8 +25,9 @@ use gatekey::{
     },
     metrics::{self, Collect},
     store::{
-        Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedOwner, LogPosition,
-        Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage, WarmQuery,
+        Choose, EventQuery, KeyQuery, Listed, LivingCount, Loaded, LoadedMany, LoadedOwner,
+        LogPosition, Member, Mutation, PepperCheck, Replicas, Store, StoreError, WarmPage,
+        WarmQuery,
     },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
@@ -47,6 +48,20 @@ struct Database {
     loads: usize,
     /// Whether nobody may renew.
     no_renewals: bool,
+}
+
+impl Database {
+    /// The key with its owner and its tenant.
+    fn grant(&self, id: KeyId) -> Option<(Grant, Verifier)> {
+        let (key, verifier) = self.keys.iter().find(|(key, _)| key.key_id == id)?;
+        let mut owners = self.owners.iter();
+        let grant = Grant {
+            key: key.clone(),
+            owner: owners.find(|owner| owner.owner_id == key.owner_id).cloned(),
+            tenant: tenant(),
+        };
+        Some((grant, verifier.clone()))
+    }
 }
 
 /// What becomes of the way between one replica and the store.
@@ -299,21 +314,21 @@ impl Store for Seen {
     async fn load(&self, id: KeyId) -> Result<Loaded, StoreError> {
         let load = |data: &mut Database| {
             data.loads += 1;
-            let found = data.keys.iter().find(|(key, _)| key.key_id == id);
             Loaded {
                 head: data.head,
-                found: found.map(|(key, verifier)| {
-                    let owner = data
-                        .owners
-                        .iter()
-                        .find(|owner| owner.owner_id == key.owner_id);
-                    let grant = Grant {
-                        key: key.clone(),
-                        owner: owner.cloned(),
-                        tenant: tenant(),
-                    };
-                    (grant, verifier.clone())
-                }),
+                found: data.grant(id),
+            }
+        };
+        self.read(load).await
+    }
+
+    async fn load_many(&self, ids: &[KeyId]) -> Result<LoadedMany, StoreError> {
+        let load = |data: &mut Database| {
+            data.loads += 1;
+            let found = ids.iter().filter_map(|id| Some((*id, data.grant(*id)?)));
+            LoadedMany {
+                head: data.head,
+                found: found.collect(),
             }
         };
         self.read(load).await
@@ -519,6 +534,7 @@ impl Mutation for Begun {
             data.events.push(Event {
                 revision: self.revision,
                 change,
+                unreadable: false,
             });
         }
         let (world, replica) = (Arc::clone(&self.world), self.replica);

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use gatekey::api::{
     DESCRIPTORS,
     proto::{
-        CreateKeyResponse, Key, LookupKeyRequest, RotateKeyResponse, ValidateRequest,
-        validate_request::Credential,
+        BatchValidateRequest, CreateKeyResponse, Key, LookupKeyRequest, RotateKeyResponse,
+        ValidateRequest, validate_request::Credential,
     },
 };
 use prost::Message as _;
@@ -85,8 +85,11 @@ fn debug_of_a_message_tells_all_but_its_secret() {
         plaintext_key: secret(),
         tenant_id: "key_shown".to_owned(),
     };
-    let messages: [&dyn std::fmt::Debug; SECRET_FIELDS.len()] =
-        [&created, &lookup, &rotated, &bare, &header];
+    let batch = BatchValidateRequest {
+        requests: vec![bare.clone(), header.clone()],
+    };
+    let messages: [&dyn std::fmt::Debug; SECRET_FIELDS.len() + 1] =
+        [&created, &lookup, &rotated, &bare, &header, &batch];
     for message in messages {
         for shown in [format!("{message:?}"), format!("{message:#?}")] {
             assert!(!shown.contains(SECRET), "{shown}");

@@ -3,14 +3,15 @@
 use std::{net::SocketAddr, time::Duration};
 
 use gatekey::api::proto::{
-    CreateKeyRequest, CreateKeyResponse, Enforcement, Event, Key, Owner, Reason, RevokeKeyRequest,
-    RevokeKeyResponse, Tenant, UpdateOwnerRequest, UpdateTenantRequest, ValidateRequest,
-    ValidateResponse, WatchEventsResponse, event_service_client::EventServiceClient,
-    key_service_client::KeyServiceClient, owner_service_client::OwnerServiceClient,
-    tenant_service_client::TenantServiceClient, validate_request::Credential,
-    watch_events_response::Message,
+    BatchValidateRequest, CreateKeyRequest, CreateKeyResponse, Enforcement, Event, Key, Owner,
+    Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, UpdateOwnerRequest, UpdateTenantRequest,
+    ValidateRequest, ValidateResponse, WatchEventsResponse, batch_validate_result,
+    event_service_client::EventServiceClient, key_service_client::KeyServiceClient,
+    owner_service_client::OwnerServiceClient, tenant_service_client::TenantServiceClient,
+    validate_request::Credential, watch_events_response::Message,
 };
 use gatekey::domain::clock::{Clock as _, SystemClock};
+use prost::Message as _;
 use tokio::time;
 use tonic::{
     Request, Status, Streaming,
@@ -139,6 +140,25 @@ impl Client {
     /// Asks about a credential.
     pub async fn try_validate(&self, request: ValidateRequest) -> Result<ValidateResponse, Status> {
         Ok(self.keys.clone().validate(request).await?.into_inner())
+    }
+
+    /// Asks about many credentials in one call: an answer or an error for each.
+    pub async fn batch(
+        &self,
+        requests: Vec<ValidateRequest>,
+    ) -> Result<Vec<Result<ValidateResponse, Status>>, Status> {
+        let batch = BatchValidateRequest { requests };
+        let answer = self.keys.clone().batch_validate(batch).await?.into_inner();
+        let results = answer.results.into_iter().map(|item| item.result);
+        let results = results.map(|result| match result.expect("a result") {
+            batch_validate_result::Result::Response(response) => Ok(response),
+            batch_validate_result::Result::Error(error) => Err(Status::with_details(
+                error.code.into(),
+                error.message.clone(),
+                error.encode_to_vec().into(),
+            )),
+        });
+        Ok(results.collect())
     }
 
     /// Asks about a bare key, nothing else, and must get a decision: its reason.

@@ -183,15 +183,16 @@ pub fn python_with_grpc() -> Command {
 /// Python with gRPC and its compiler of proto files.
 pub fn python_with_grpc_tools() -> Command {
     python_with(
-        "grpcio-tools-1.85.1",
+        "grpcio-tools-1.85.1-protos-1.76.0",
         &[
             "grpcio-tools==1.85.1",
+            "googleapis-common-protos==1.76.0",
             "grpcio==1.85.1",
             "protobuf==7.36.2",
             "setuptools==84.2.1",
             "typing-extensions==4.16.0",
         ],
-        "import grpc, grpc_tools.protoc",
+        "import grpc, grpc_tools.protoc, google.rpc.status_pb2",
     )
 }
 
