@@ -44,7 +44,12 @@ pub(super) fn write_message(to: &mut Vec<u8>, field: u8, fields: impl FnOnce(&mu
     encode_varint(length, &mut rest);
     let used = VARINT_MAX - rest.len();
     to[at] = encoded[0];
-    to.splice(at + 1..at + 1, encoded[1..used].iter().copied());
+    let (start, end, more) = (at + 1, to.len(), &encoded[1..used]);
+    if !more.is_empty() {
+        to.resize(end + more.len(), 0);
+        to.copy_within(start..end, start + more.len());
+        to[start..start + more.len()].copy_from_slice(more);
+    }
 }
 
 pub(super) fn text_length(text: &str) -> usize {

@@ -2,6 +2,8 @@
 //!
 //! The wire format is `envoy.service.auth.v3.CheckResponse`; a test decodes it as that message.
 
+use std::borrow::Cow;
+
 use prost::bytes::BufMut as _;
 use tonic::Code;
 
@@ -181,7 +183,8 @@ fn is_spoofed(name: &[u8]) -> bool {
 
 /// Encodes every byte other than visible ASCII, and `%`, as `%XX`. The names of owners may have any
 /// visible character, but headers have no character set.
-fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
+fn header_text(text: &str) -> Cow<'_, str> {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'%';
     if text.bytes().all(plain) {
         return text.into();
@@ -191,7 +194,9 @@ fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
         if plain(byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            encoded.push('%');
+            encoded.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            encoded.push(char::from(DIGITS[usize::from(byte & 15)]));
         }
     }
     encoded.into()
@@ -290,4 +295,59 @@ fn write_entry(to: &mut Vec<u8>, name: &str, value: &str) {
             write_text(to, field::VALUE_STRING, value);
         });
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::api::{
+        ext_authz::proto::{
+            AttributeContext, CheckRequest, CheckResponse, attribute_context,
+            check_response::HttpResponse,
+        },
+        wire::write_message,
+    };
+
+    #[test]
+    fn a_denial_is_the_message_that_envoy_reads() {
+        let http = attribute_context::HttpRequest::default();
+        let request = CheckRequest {
+            attributes: Some(AttributeContext {
+                request: Some(attribute_context::Request { http: Some(http) }),
+                ..AttributeContext::default()
+            }),
+        };
+        let attributes = Attributes::of(&request).unwrap();
+        let verdict = Verdict::no_rule(&attributes);
+        let response = CheckResponse::decode(&verdict.framed[HEAD..]).unwrap();
+        assert_eq!(response.encode_to_vec(), verdict.framed[HEAD..]);
+        assert_eq!(response.status.unwrap().code, 7);
+        let Some(HttpResponse::DeniedResponse(denied)) = response.http_response else {
+            panic!("it is a denial");
+        };
+        assert_eq!(denied.status.unwrap().code, 403);
+        assert_eq!(
+            denied.body,
+            r#"{"error":{"code":"NO_RULE","message":"No rule allows this request."}}"#
+        );
+    }
+
+    #[test]
+    fn a_nested_message_of_any_length_is_read_as_it_was_written() {
+        for length in [0, 1, 120, 127, 128, 129, 16383, 16384, 70000] {
+            let text = "x".repeat(length);
+            let mut to = vec![7];
+            write_message(&mut to, 1, |to| write_text(to, 2, &text));
+            write_text(&mut to, 9, "after");
+            let mut expected = vec![7];
+            let mut inner = Vec::new();
+            write_text(&mut inner, 2, &text);
+            crate::api::wire::write_head(&mut expected, 1, inner.len() as u64);
+            expected.extend(inner);
+            write_text(&mut expected, 9, "after");
+            assert_eq!(to, expected, "{length}");
+        }
+    }
 }

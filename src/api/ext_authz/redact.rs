@@ -20,6 +20,7 @@ impl fmt::Debug for HeaderValue {
         f.debug_struct("HeaderValue")
             .field("key", &self.key)
             .field("value", &REDACTED)
+            .field("raw_value", &REDACTED)
             .finish()
     }
 }

@@ -168,7 +168,7 @@ async fn a_broken_file_ends_the_start_with_one_line_that_names_the_variable() {
         ("routes:\n  - x", "routes[0] must be a mapping"),
         (
             "routes:\n  - {path_prefix: orders, tenant: Acme, scopes: []}\n  - {path_prefix: /, tenant: acme, scope: [a]}",
-            "routes[0].scopes must be a list of one text or more; routes[0].path_prefix must be a path",
+            "routes[0].path_prefix must be a path that begins with /, without empty or dotted segments; routes[0].scopes must be a list of one text or more; routes[0].tenant must be a tenant_id, or * for every tenant; routes[1] may have host, ",
         ),
         (
             "routes:\n  - {path_prefix: /, tenant: acme, scope: [a]}",
