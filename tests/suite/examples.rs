@@ -1,6 +1,9 @@
 //! The examples: what can be checked of them without an engine for containers.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeSet, fs, net::TcpListener, os::unix::fs::symlink, path::Path,
+    process::Command,
+};
 
 use serde_json::Value as Json;
 use tempfile::TempDir;
@@ -91,4 +94,56 @@ fn promtool_accepts_the_configuration_of_prometheus() {
     check.args(&promtool[1..]).args(["check", "config"]);
     let printed = tool::run(check.arg(folder.path().join("prometheus.yml")));
     assert!(printed.contains("1 rule files found"), "{printed}");
+}
+
+/// The ports in the files of the Envoy example.
+const PORTS: [&str; 4] = ["50051", "8080", "8000", "9901"];
+
+#[test]
+fn the_example_with_envoy_shows_a_request_that_passes_and_two_that_do_not() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let held: Vec<_> = PORTS
+        .iter()
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
+        .collect();
+    let free: Vec<_> = held
+        .iter()
+        .map(|it| it.local_addr().expect("it listens").port().to_string())
+        .collect();
+    for name in ["run.sh", "envoy.yaml"] {
+        let file = repository().join("examples/envoy").join(name);
+        let mut text = fs::read_to_string(&file).expect("the example is text");
+        for (port, free) in PORTS.iter().zip(&free) {
+            text = text.replace(port, free);
+        }
+        let copy = folder.path().join(name);
+        fs::copy(&file, &copy).expect("the folder takes files");
+        fs::write(copy, text).expect("the folder takes files");
+    }
+    for (name, program) in [
+        ("gatekey", env!("CARGO_BIN_EXE_gatekey").into()),
+        ("grpcurl", tool::grpcurl()),
+        ("envoy", tool::envoy()),
+    ] {
+        symlink(program, folder.path().join(name)).expect("the folder takes links");
+    }
+    let path = std::env::var("PATH").expect("there is a PATH");
+    drop(held);
+    let printed = tool::run(
+        Command::new("./run.sh")
+            .current_dir(folder.path())
+            .env("PATH", format!("{}:{path}", folder.path().display()))
+            .env("GATEKEY_LISTEN", format!("127.0.0.1:{}", free[0])),
+    );
+    let part = r#"{"error":{"code":"#;
+    let expected = [
+        "A key with the scope orders:read:\n[\"order 7\"]\n\nHTTP 200\n".to_owned(),
+        format!("A key that does not exist:\n{part}\"MALFORMED\""),
+        "\nHTTP 401\n".to_owned(),
+        format!("A key without the scope:\n{part}\"INSUFFICIENT_SCOPE\""),
+        "\nHTTP 403\n".to_owned(),
+    ];
+    for text in expected {
+        assert!(printed.contains(&text), "{text}\n{printed}");
+    }
 }

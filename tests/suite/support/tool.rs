@@ -200,6 +200,32 @@ pub fn python_with_grpc_tools() -> Command {
     )
 }
 
+/// Python with FastAPI and gRPC.
+pub fn python_with_fastapi() -> Command {
+    python_with(
+        "fastapi-0.165.0",
+        &[
+            "fastapi==0.165.0",
+            "uvicorn==0.54.0",
+            "grpcio==1.85.1",
+            "protobuf==7.36.2",
+            "annotated-doc==0.0.7",
+            "annotated-types==0.8.0",
+            "anyio==4.16.0",
+            "click==8.5.1",
+            "h11==0.16.0",
+            "idna==3.20",
+            "opentelemetry-api==1.45.2",
+            "pydantic==2.14.4",
+            "pydantic-core==2.50.5",
+            "starlette==1.10.0",
+            "typing-extensions==4.16.0",
+            "typing-inspection==0.4.5",
+        ],
+        "import fastapi, grpc, uvicorn",
+    )
+}
+
 /// Node.js, and the folder in which npm installed the dependencies of this `package.json`.
 pub fn node_with(name: &str, package_json: &Path) -> (PathBuf, PathBuf) {
     let node = node();
