@@ -41,6 +41,7 @@ async fn setup(
         credential,
         routes,
         filter: Json::Null,
+        filters: None,
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Setup {
     pub routes: Vec<(&'static str, &'static str, Json)>,
     /// Additions to the filter.
     pub filter: Json,
+    /// The filters instead of the one that asks gatekey.
+    pub filters: Option<Json>,
 }
 
 impl Setup {
@@ -129,10 +131,22 @@ impl Setup {
         });
         let more = self.filter.as_object().cloned().unwrap_or_default();
         filter.as_object_mut().expect("an object").extend(more);
+        let usual = || json!([{ "name": "envoy.filters.http.ext_authz", "typed_config": filter }]);
+        let filters = self.filters.clone().unwrap_or_else(usual);
+        let mut filters = filters.as_array().cloned().expect("a list");
+        filters.push(json!({
+            "name": "envoy.filters.http.router",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+            },
+        }));
         let routes: Vec<_> = self
             .routes
             .iter()
-            .map(|it| route(it.0, it.1, &it.2))
+            .map(|it| match &self.filters {
+                None => route(it.0, it.1, &it.2),
+                Some(_) => route(it.0, it.1, &Json::Null),
+            })
             .collect();
         let format = "%DYNAMIC_METADATA(envoy.filters.http.ext_authz)%\n";
         json!({
@@ -153,15 +167,7 @@ impl Setup {
                 "route_config": {
                     "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes }],
                 },
-                "http_filters": [
-                    { "name": "envoy.filters.http.ext_authz", "typed_config": filter },
-                    {
-                        "name": "envoy.filters.http.router",
-                        "typed_config": {
-                            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
-                        },
-                    },
-                ],
+                "http_filters": filters,
             },
         })
     }
