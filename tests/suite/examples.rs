@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value as Json;
 use tempfile::TempDir;
 
-use crate::support::tool;
+use crate::support::{Gatekey, tool};
 
 /// Validates a file with the schema of the compose specification, and prints it as JSON.
 const VALIDATE: &str = "
@@ -60,7 +60,7 @@ fn the_compose_file_follows_the_schema_and_mounts_files_of_this_repository() {
             );
         }
     }
-    assert_eq!(files, 5);
+    assert_eq!(files, 6);
 }
 
 #[test]
@@ -146,4 +146,55 @@ fn the_example_with_envoy_shows_a_request_that_passes_and_two_that_do_not() {
     for text in expected {
         assert!(printed.contains(&text), "{text}\n{printed}");
     }
+}
+
+#[test]
+fn envoy_accepts_its_configuration_for_compose_which_is_that_of_the_example() {
+    let file = |name: &str| repository().join("examples").join(name);
+    let read = |name: &str| fs::read_to_string(file(name)).expect("the example is text");
+    let mut expected = read("envoy/envoy.yaml");
+    for (host, port) in [
+        ("0.0.0.0", "8080"),
+        ("service", "8000"),
+        ("gatekey", "50051"),
+    ] {
+        let place = |host: &str| format!("address: {host}, port_value: {port}");
+        expected = expected.replace(&place("127.0.0.1"), &place(host));
+    }
+    assert_eq!(read("compose/envoy.yaml"), expected);
+    tool::run(
+        Command::new(tool::envoy())
+            .args(["--mode", "validate", "-c"])
+            .arg(file("compose/envoy.yaml"))
+            .env("GATEKEY_CREDENTIAL", "gk_example"),
+    );
+}
+
+/// The blocks of YAML in the page about Envoy.
+fn blocks_of_envoy() -> Vec<&'static str> {
+    let page = include_str!("../../docs/envoy.md");
+    let blocks = page.split("```yaml\n").skip(1);
+    blocks
+        .filter_map(|block| block.split("```").next())
+        .collect()
+}
+
+#[test]
+fn the_filter_and_the_rule_of_the_page_about_envoy_are_those_of_the_example() {
+    let example = fs::read_to_string(repository().join("examples/envoy/envoy.yaml"));
+    let example = example.expect("the example is text");
+    let lines: Vec<_> = example.lines().map(str::trim).collect();
+    let blocks = blocks_of_envoy();
+    for line in blocks[..2].iter().flat_map(|block| block.lines()) {
+        assert!(lines.contains(&line.trim()), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gatekey_starts_with_the_routes_file_of_the_page_about_envoy() {
+    let setup = Gatekey::sqlite();
+    let file = setup.folder().join("routes.yaml");
+    fs::write(&file, blocks_of_envoy()[2]).expect("the folder takes files");
+    let setup = setup.env("GATEKEY_ROUTES_FILE", file.display().to_string());
+    setup.start().await;
 }
