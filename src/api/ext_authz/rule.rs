@@ -16,8 +16,10 @@ const ANY_TENANT: &str = "*";
 const AUTHORIZATION: &str = "authorization";
 /// The maximum length in bytes of the name of a header or a query parameter.
 const NAME_MAX: usize = 64;
-/// Headers that cannot have a credential, because Envoy does not remove them or gatekey sets them.
-const RESERVED: [&str; 2] = ["host", "x-gatekey-"];
+/// The header that cannot have a credential, because Envoy does not remove it.
+const HOST: &str = "host";
+/// The prefix of the headers that gatekey sets.
+const OWN: &str = "x-gatekey-";
 
 /// A rule.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -158,7 +160,7 @@ fn parse_header(fields: &mut Fields, field: &str, header: &str) -> String {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if !(1..=NAME_MAX).contains(&header.len()) || !header.bytes().all(token) {
         fields.note(field, "must be the name of a header, of 1-64 characters");
-    } else if RESERVED.iter().any(|reserved| header.starts_with(reserved)) {
+    } else if header == HOST || header.starts_with(OWN) {
         fields.note(field, "must not be host or begin with x-gatekey-");
     }
     header
