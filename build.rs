@@ -33,5 +33,24 @@ fn main() -> Result<(), Box<dyn Error>> {
             ".gatekey.v1.ValidateRequest.credential",
         ])
         .compile_fds(descriptors)?;
+    compile_envoy()
+}
+
+/// Compiles the part of Envoy's API that gatekey serves. Its descriptors are not kept, because they
+/// are not Envoy's own.
+fn compile_envoy() -> Result<(), Box<dyn Error>> {
+    let descriptors = protox::compile(["envoy/service/auth/v3/external_auth.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_server(false)
+        .codec_path("crate::api::validate::codec::Codec")
+        .bytes(".")
+        // These messages contain the headers of a client.
+        .skip_debug([
+            ".envoy.service.auth.v3.Entry",
+            ".envoy.service.auth.v3.HeaderValue",
+            ".envoy.service.auth.v3.AttributeContext.HttpRequest",
+        ])
+        .compile_fds(descriptors)?;
     Ok(())
 }

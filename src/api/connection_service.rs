@@ -1,6 +1,6 @@
 //! The service of one connection.
 //!
-//! A caller is identified by the headers of a call, before the body is read. Validate is handled
+//! A caller is identified by the headers of a call, before the body is read. Hot calls are handled
 //! here, on the connection's own thread, without the router. Every other call runs on the runtime
 //! for slow work. There a read is aborted when its caller is gone; a change is notified that its
 //! caller is gone.
@@ -11,6 +11,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     fmt,
+    marker::PhantomData,
     pin::pin,
     sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
@@ -35,6 +36,7 @@ use super::{
     caller::{Asker, Connection},
     convert::status,
     convert::status::complete,
+    hot_call::{Check, Codec, HotCall, Validate},
     infrastructure::now,
     method,
     middleware::budget::{Charge, Class},
@@ -43,9 +45,7 @@ use super::{
     middleware::metrics::{self, Call},
     middleware::outgoing::{Outgoing, Sent},
     middleware::trace::{Trace, TraceLayer},
-    proto::ValidateRequest,
     validate::decode::{self, Again, Arrived, Reply},
-    validate::encode::{Answer, Codec},
 };
 use crate::{
     domain::caller::{Action, Principal},
@@ -58,10 +58,11 @@ use crate::{
 
 const VALIDATE: &str = "/gatekey.v1.KeyService/Validate";
 const BATCH_VALIDATE: &str = "/gatekey.v1.KeyService/BatchValidate";
+const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const WATCH_EVENTS: &str = "/gatekey.v1.EventService/WatchEvents";
 /// The path prefix of health and reflection, which do not count against the limits below.
 const OTHERS: &str = "/grpc.";
-/// The maximum number of concurrent calls other than Validates and [`OTHERS`], until their responses
+/// The maximum number of concurrent calls other than hot calls and [`OTHERS`], until their responses
 /// are sent. Many calls may wait for a lost replica; more would only wait for their turn.
 const CALLS_MAX: usize = 1024;
 /// The maximum number of them per caller.
@@ -153,7 +154,10 @@ where
         let front = self.clone();
         let path = request.uri().path();
         if path == VALIDATE {
-            return Box::pin(async move { Ok(front.validate(request).await) });
+            return Box::pin(async move { Ok(front.decide::<Validate, B>(request).await) });
+        }
+        if path == CHECK {
+            return Box::pin(async move { Ok(front.decide::<Check, B>(request).await) });
         }
         let peer = Arc::new(self.connection.peer.clone());
         let call = Call::begin(&self.shared.api, path, &peer);
@@ -178,8 +182,10 @@ where
 }
 
 impl ConnectionService {
-    async fn validate<B>(self, request: http::Request<B>) -> http::Response<Reply>
+    /// Handles a hot call.
+    async fn decide<C, B>(self, request: http::Request<B>) -> http::Response<Reply>
     where
+        C: HotCall,
         B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
     {
         let api = &self.shared.api;
@@ -191,30 +197,32 @@ impl ConnectionService {
             Err(status) => (Err(status), None),
             Ok(asker) => match decode::arrived(&parts.headers, body).await {
                 Arrived::Message(message) => {
-                    let answer = api.answer_validate(&asker, message).await;
-                    api.calls.count(&answer, began);
+                    let answer = C::answer(api, &asker, message).await;
+                    api.calls.count::<C>(&answer, began);
                     (answer, Some(asker))
                 }
                 // Boxed separately, to keep the future of the common path small.
                 Arrived::Other(body) => {
                     let request = http::Request::from_parts(parts, body);
-                    let answer = Box::pin(self.validate_late(request, asker.clone(), began)).await;
-                    return self.decided(answer, &peer, Some(&asker));
+                    let late = self.decide_late::<C, B>(request, asker.clone(), began);
+                    let answer = Box::pin(late).await;
+                    return self.decided::<C>(answer, &peer, Some(&asker));
                 }
             },
         };
         let connection = Arc::clone(&self.connection);
-        self.decided(decode::write(answer, connection), &peer, asker.as_ref())
+        self.decided::<C>(decode::write(answer, connection), &peer, asker.as_ref())
     }
 
-    /// Handles a Validate whose request has not arrived completely or has an unusual form.
-    async fn validate_late<B>(
+    /// Handles a hot call whose request has not arrived completely or has an unusual form.
+    async fn decide_late<C, B>(
         &self,
         request: http::Request<Again<B>>,
         asker: Asker,
         began: Option<Instant>,
     ) -> http::Response<Reply>
     where
+        C: HotCall,
         B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
     {
         let (parts, body) = request.into_parts();
@@ -227,23 +235,29 @@ impl ConnectionService {
         };
         let (body, _charge) = match intake.whole(body).await {
             Ok(whole) => whole,
-            Err(status) => return decode::write(Err(status), connection),
+            Err(status) => return decode::write::<C::Answer>(Err(status), connection),
         };
         // The duration excludes the time in which the client sends the rest.
         let began = began.map(|_| Instant::now());
         match decode::arrived(&parts.headers, body).await {
             Arrived::Message(message) => {
-                let answer = api.answer_validate(&asker, message).await;
-                api.calls.count(&answer, began);
+                let answer = C::answer(api, &asker, message).await;
+                api.calls.count::<C>(&answer, began);
                 decode::write(answer, connection)
             }
             Arrived::Other(body) => {
+                let codec = Codec::<C>::default();
                 let mut grpc =
-                    Grpc::new(Codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
+                    Grpc::new(codec).apply_max_message_size_config(Some(MESSAGE_MAX), None);
                 let api = Arc::clone(api);
-                let validate = Validate { api, asker, began };
+                let handler = Handler::<C> {
+                    api,
+                    asker,
+                    began,
+                    call: PhantomData,
+                };
                 let request = http::Request::from_parts(parts, body);
-                let answer = grpc.unary(validate, request).await;
+                let answer = grpc.unary(handler, request).await;
                 let outgoing =
                     |body| Reply::tonic(Body::new(Outgoing::new(body, Class::Validator, ())));
                 answer.map(outgoing)
@@ -251,8 +265,8 @@ impl ConnectionService {
         }
     }
 
-    /// Completes the response to a Validate, and counts it if it is an error.
-    fn decided(
+    /// Completes the response to a hot call, and counts it if it is an error.
+    fn decided<C: HotCall>(
         &self,
         answer: http::Response<Reply>,
         peer: &Peer,
@@ -260,7 +274,7 @@ impl ConnectionService {
     ) -> http::Response<Reply> {
         let answer = complete(answer);
         let calls = &self.shared.api.calls;
-        calls.count_undecided(answer.headers(), peer, asker);
+        calls.count_undecided::<C>(answer.headers(), peer, asker);
         answer
     }
 
@@ -438,22 +452,24 @@ impl Collect for App {
     }
 }
 
-struct Validate {
+/// Handles one hot call for tonic.
+struct Handler<C> {
     api: Arc<Api>,
     asker: Asker,
     /// The start time, if the duration is measured.
     began: Option<Instant>,
+    call: PhantomData<C>,
 }
 
-impl UnaryService<ValidateRequest> for Validate {
-    type Response = Answer;
-    type Future = BoxFuture<Response<Answer>, Status>;
+impl<C: HotCall> UnaryService<C::Request> for Handler<C> {
+    type Response = C::Answer;
+    type Future = BoxFuture<Response<C::Answer>, Status>;
 
-    fn call(&mut self, request: Request<ValidateRequest>) -> Self::Future {
+    fn call(&mut self, request: Request<C::Request>) -> Self::Future {
         let (api, asker, began) = (Arc::clone(&self.api), self.asker.clone(), self.began);
         Box::pin(async move {
-            let answer = api.answer_validate(&asker, request.into_inner()).await;
-            api.calls.count(&answer, began);
+            let answer = C::answer(&api, &asker, request.into_inner()).await;
+            api.calls.count::<C>(&answer, began);
             Ok(Response::new(answer?))
         })
     }

@@ -3,8 +3,9 @@
 use crate::domain::caller::Action;
 
 /// Every method. Paths that clients make up are not among them.
-pub(super) const METHODS: [&str; 22] = [
+pub(super) const METHODS: [&str; 23] = [
     "gatekey.v1.KeyService/Validate",
+    "envoy.service.auth.v3.Authorization/Check",
     "gatekey.v1.KeyService/BatchValidate",
     "gatekey.v1.KeyService/CreateKey",
     "gatekey.v1.KeyService/GetKey",
@@ -28,8 +29,17 @@ pub(super) const METHODS: [&str; 22] = [
     "gatekey.v1.EventService/WatchEvents",
 ];
 
+/// The indexes of the hot calls, which come first.
+pub(super) const VALIDATE: usize = 0;
+pub(super) const CHECK: usize = 1;
+/// The number of the hot calls.
+pub(super) const HOT: usize = 2;
+
 /// Returns the permission that a method requires, or `None` if there is no such method.
 pub(super) fn action(method: &str) -> Option<Action> {
+    if method == METHODS[CHECK] {
+        return Some(Action::KeysValidate);
+    }
     Some(match method.strip_prefix("gatekey.v1.")? {
         "KeyService/Validate" | "KeyService/BatchValidate" => Action::KeysValidate,
         "KeyService/CreateKey" => Action::KeysCreate,
@@ -77,6 +87,7 @@ mod tests {
                 }
             }
         }
+        methods.push(METHODS[CHECK].to_owned());
         methods.sort();
         let mut known = METHODS.to_vec();
         known.sort_unstable();

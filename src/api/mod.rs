@@ -8,6 +8,8 @@ mod caller;
 mod connection_service;
 mod convert;
 mod events;
+pub mod ext_authz;
+mod hot_call;
 mod infrastructure;
 mod keys;
 mod method;
@@ -17,6 +19,7 @@ mod owners;
 mod redact;
 mod tenants;
 pub mod validate;
+mod wire;
 
 pub use caller::Peer;
 pub use connection_service::{App, ConnectionService};
@@ -30,7 +33,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use self::middleware::deadline::CallDeadline;
+use self::{ext_authz::GatewayRules, middleware::deadline::CallDeadline};
 use crate::{
     domain::clock::Clock,
     service::{
@@ -70,6 +73,8 @@ pub struct Api {
     pub validate_auth: bool,
     /// The metrics of all calls.
     pub calls: Calls,
+    /// The rules for Envoy's requests.
+    pub gateway_rules: GatewayRules,
     /// Cancelled when the server stops; streams then end.
     pub stop: CancellationToken,
 }

@@ -207,9 +207,15 @@ impl KeyPolicy {
 
     /// Returns the scopes in force: the intersection of the scopes of the key and of its owner.
     pub fn scopes(&self) -> impl Iterator<Item = &str> {
-        self.text[self.scopes_at as usize..]
+        self.scopes_text()
             .split(' ')
             .filter(|scope| !scope.is_empty())
+    }
+
+    /// Returns the scopes in force, separated by spaces.
+    #[must_use]
+    pub fn scopes_text(&self) -> &str {
+        &self.text[self.scopes_at as usize..]
     }
 
     /// Returns the scopes in force, as a set.

@@ -195,6 +195,11 @@ pub struct Config {
     )]
     pub tls_client_ca_file: Option<PathBuf>,
 
+    /// The rules for Envoy's external authorization by host, method and path, in YAML, for an Envoy
+    /// whose routes have none. Read again when it changes [default: none]
+    #[arg(long, env = "GATEKEY_ROUTES_FILE", value_name = "FILE", global = true)]
+    pub routes_file: Option<PathBuf>,
+
     /// How old a connection gets, about, before its client is asked for another one, so that
     /// clients spread over new replicas
     #[arg(long, env = "GATEKEY_MAX_CONNECTION_AGE", default_value = "15m", value_name = "DURATION", value_parser = parse_age, global = true)]
@@ -305,6 +310,7 @@ impl fmt::Debug for Config {
             .field("tls_cert_file", &self.tls_cert_file)
             .field("tls_key_file", &self.tls_key_file)
             .field("tls_client_ca_file", &self.tls_client_ca_file)
+            .field("routes_file", &self.routes_file)
             .field("max_connection_age", &self.max_connection_age)
             .field("connections_per_address", &self.connections_per_address)
             .field("drain", &self.drain)

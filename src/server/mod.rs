@@ -14,6 +14,8 @@ mod listener;
 mod metrics_endpoint;
 mod ports;
 mod preface;
+mod reload;
+mod routes_file;
 mod secret_files;
 mod signals;
 mod streams;
@@ -40,6 +42,7 @@ use self::{
     health::Readiness,
     ports::{Addresses, Reservations},
     preface::Speaks,
+    routes_file::RoutesFile,
     secret_files::KeyFiles,
     signals::Signals,
     streams::{Budget, Refusals},
@@ -48,7 +51,10 @@ use self::{
     workers::Workers,
 };
 use crate::{
-    api::{Api, App, Calls, DESCRIPTORS, Infrastructure, MESSAGE_MAX, trace::TraceLayer},
+    api::{
+        Api, App, Calls, DESCRIPTORS, Infrastructure, MESSAGE_MAX, ext_authz::GatewayRules,
+        trace::TraceLayer,
+    },
     domain::{
         caller::TenantSet,
         clock::{Clock as _, SystemClock, Timestamp},
@@ -166,6 +172,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
     let started = SystemClock.now();
     let signals = Signals::start()?;
     let tls = Tls::start(config)?;
+    let routes = RoutesFile::start(config.routes_file.as_deref())?;
     // Before the database and the secret files, so that a port in use leaves no new files behind.
     let ports = Reservations::bind(config)?;
     let (store, files) = tokio::select! {
@@ -188,7 +195,7 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         following,
         warmer,
         writing,
-    } = start_services(config, &store, admin, peppers, &stop);
+    } = start_services(config, &store, admin, peppers, routes.rules(), &stop);
 
     let warm_keys = config.warm_keys.min(config.cache_keys);
     let (readiness, health) = Readiness::start(Arc::clone(&replica), warmer, warm_keys);
@@ -216,11 +223,13 @@ async fn run(config: &Config, telemetry: &Telemetry) -> Result<(), StartError> {
         &cut,
     )?;
     let handshakes = tls.as_ref().map(Tls::handshakes).unwrap_or_default();
+    let reloads = routes.reloads();
     let tellers = [
         Arc::new(app) as Arc<dyn Collect>,
         Arc::new(connections),
         refusals,
         handshakes,
+        reloads,
     ];
     let telling = ports
         .readers
@@ -293,6 +302,7 @@ fn start_services(
     store: &Arc<dyn Store>,
     admin: AdminToken,
     peppers: Peppers,
+    gateway_rules: GatewayRules,
     stop: &CancellationToken,
 ) -> Services {
     let (store, clock) = (|| Arc::clone(store), Arc::new(SystemClock));
@@ -321,6 +331,7 @@ fn start_services(
         admin,
         validate_auth: config.validate_auth == ValidateAuth::Required,
         calls: Calls::default(),
+        gateway_rules,
         stop: stop.clone(),
     };
     Services {

@@ -12,7 +12,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use rustls::{
@@ -33,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::{StartError, config::Config, preface, secret_files};
+use super::{StartError, config::Config, preface, reload, secret_files};
 use crate::metrics::{Collect, Encoder, LogLimit};
 
 const CERT: &str = "GATEKEY_TLS_CERT_FILE";
@@ -44,9 +43,6 @@ const CLIENT_CA: &str = "GATEKEY_TLS_CLIENT_CA_FILE";
 const PROTOCOL: &[u8] = b"h2";
 /// HTTP/1.1, whose clients receive one line that names the protocol of this port.
 const PROTOCOL_REFUSED: &[u8] = b"http/1.1";
-/// Interval between checks of the files. A change is applied once two consecutive checks read the
-/// same content, because the writer has then finished.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The TLS configuration of new connections.
 #[derive(Clone)]
@@ -223,25 +219,20 @@ pub async fn connect(
 /// Applies the content of the files whenever it has changed.
 async fn follow(files: Files, loaded: blake3::Hash, current: watch::Sender<Arc<ServerConfig>>) {
     let files = Arc::new(files);
-    let (mut taken, mut seen) = (loaded, loaded);
+    let mut changes = reload::Changes::since(loaded);
     loop {
-        time::sleep(LOOK_EVERY).await;
-        let read = task::spawn_blocking({
+        let read = {
             let files = Arc::clone(&files);
             move || files.read()
-        });
-        // Fails only during shutdown.
-        let Ok(read) = read.await else { return };
-        let digest = match &read {
+        };
+        let digest = |read: &Result<Content, StartError>| match read {
             Ok(content) => content.digest(),
             Err(error) => blake3::hash(error.to_string().as_bytes()),
         };
-        let settled = digest == seen;
-        seen = digest;
-        if digest == taken || !settled {
-            continue;
-        }
-        taken = digest;
+        // Ends only during shutdown.
+        let Some(read) = changes.next(read, digest).await else {
+            return;
+        };
         match read.and_then(|content| files.server(&content)) {
             Ok(config) => {
                 current.send_replace(Arc::new(config));

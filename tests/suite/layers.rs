@@ -10,7 +10,7 @@ use std::{
 const LAYERS: [&str; 6] = ["server", "api", "service", "store", "domain", "metrics"];
 
 /// The crates that only some paths may use.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("sqlx", &["store/"]),
     ("tonic", &["api/", "server/"]),
     ("tonic_types", &["api/", "server/"]),
@@ -18,6 +18,7 @@ const CRATES: [(&str, &[&str]); 10] = [
     ("prost_types", &["api/"]),
     ("argon2", &["service/secret/"]),
     ("clap", &["server/"]),
+    ("serde_yaml_ng", &["api/ext_authz/"]),
     ("prometheus_client", &["metrics/"]),
     ("rustls", &["server/tls"]),
     ("webpki", &["server/tls"]),

@@ -20,6 +20,7 @@ mod contract_validate;
 mod database_faults;
 mod decisions;
 mod durability;
+mod envoy;
 mod examples;
 mod explained;
 mod exposition;

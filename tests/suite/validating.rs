@@ -1,4 +1,4 @@
-//! The example services of `docs/validating.md` against the real server: what they answer for each decision, without a
+//! The example services of `docs/validating.md` and the examples for web frameworks against the real server: what they answer for each decision, without a
 //! decision, over TLS, and while one of two replicas is gone.
 
 use std::{
@@ -69,6 +69,15 @@ const RUST: Language = Language {
     target: urls,
 };
 
+const FASTAPI: Language = Language {
+    build: build_fastapi,
+    ..PYTHON
+};
+const EXPRESS: Language = Language {
+    build: build_express,
+    ..NODE
+};
+
 /// Where gatekey's replicas are: all on one port, at addresses that a DNS server knows by the name `gatekey.test`.
 struct Replicas {
     addrs: Vec<SocketAddr>,
@@ -130,6 +139,28 @@ fn build_node(folder: &Path) -> Command {
     let mut command = Command::new(node);
     command
         .arg(copy("examples/validating/node/service.mjs", folder))
+        .env("GATEKEY_PROTO", repository("proto"));
+    command
+}
+
+fn build_fastapi(folder: &Path) -> Command {
+    let options = ["--python_out=.", "--grpc_python_out=."];
+    tool::run(&mut protoc(folder, &options));
+    copy("examples/python/gatekey_fastapi.py", folder);
+    let mut python = tool::python_with_fastapi();
+    python.arg(copy("examples/python/service.py", folder));
+    python
+}
+
+fn build_express(folder: &Path) -> Command {
+    let package_json = repository("examples/node/package.json");
+    let (node, modules) = tool::node_with("express-5.3.0", &package_json);
+    let modules = modules.join("node_modules");
+    symlink(modules, folder.join("node_modules")).expect("the folder takes links");
+    copy("examples/node/gatekey.mjs", folder);
+    let mut command = Command::new(node);
+    command
+        .arg(copy("examples/node/service.mjs", folder))
         .env("GATEKEY_PROTO", repository("proto"));
     command
 }
@@ -359,6 +390,8 @@ each_language! {
     node = NODE;
     go = GO;
     rust = RUST;
+    fastapi = FASTAPI;
+    express = EXPRESS;
 }
 
 #[test]

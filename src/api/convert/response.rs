@@ -150,6 +150,12 @@ pub(in crate::api) fn enforcement(enforcement: Enforcement) -> proto::Enforcemen
     }
 }
 
+/// Returns the name of a reason, without the prefix that enums have in proto files.
+pub(in crate::api) fn reason_name(reason: proto::Reason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("REASON_").unwrap_or(name)
+}
+
 pub(in crate::api) fn scopes(scopes: &Scopes) -> Vec<String> {
     scopes.iter().map(Scope::to_string).collect()
 }

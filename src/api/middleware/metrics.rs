@@ -1,8 +1,8 @@
 //! RPC metrics: counts and times calls from their arrival to their end.
 //!
-//! Each thread counts its Validates in an array of its own, with one increment per decision. Only
-//! one in [`SAMPLED`] Validates of a thread is timed, so that the clock is seldom read. Database
-//! queries, the cause of slow Validates, are always timed.
+//! Each thread counts its hot calls in arrays of its own, with one increment per decision. Only one
+//! in [`SAMPLED`] hot calls of a thread is timed, so that the clock is seldom read. Database
+//! queries, the cause of slow ones, are always timed.
 
 use std::{
     array,
@@ -27,14 +27,16 @@ use tracing::info;
 use crate::api::{
     Api, Peer,
     caller::Asker,
-    method::{self, METHODS},
+    convert::response,
+    ext_authz::{self, NO_RULE},
+    hot_call::{Encode as _, HotCall},
+    method::{self, HOT, METHODS},
     proto::Reason,
     validate::decode::Reply,
-    validate::encode::Answer,
 };
 use crate::metrics::{Collect, Durations, Encoder, LogLimit, ShardedCounter};
 
-/// The sampling interval: one in this many Validates is timed.
+/// The sampling interval: one in this many hot calls is timed.
 const SAMPLED: u32 = 16;
 
 /// The names of the status codes in gRPC's specification, indexed by number.
@@ -64,20 +66,19 @@ const OK: usize = Code::Ok as usize;
 const INFRASTRUCTURE: usize = METHODS.len();
 const UNKNOWN: usize = METHODS.len() + 1;
 const NAMES: usize = METHODS.len() + 2;
-const VALIDATE: usize = 0;
 
-/// The highest number of a [`Reason`] plus one.
-const REASONS: usize = Reason::InsufficientScope as usize + 1;
+/// The highest number of a decision plus one.
+const REASONS: usize = NO_RULE + 1;
 
 /// The metrics of all calls since the start.
 pub struct Calls {
-    /// The number of decided Validates, by reason.
-    decisions: ShardedCounter<REASONS>,
+    /// The number of decided hot calls, by reason.
+    decisions: [ShardedCounter<REASONS>; HOT],
     /// The number of decided items of BatchValidates, by reason.
     item_decisions: ShardedCounter<REASONS>,
     /// The number of items of BatchValidates that could not be decided, by code.
     item_errors: ShardedCounter<{ CODES.len() }>,
-    /// The number of calls by method and code, without decided Validates.
+    /// The number of calls by method and code, without decided hot calls.
     codes: [ShardedCounter<{ CODES.len() }>; NAMES],
     took: [Durations; NAMES],
     /// Limits the log lines about denied calls.
@@ -87,11 +88,11 @@ pub struct Calls {
 impl Default for Calls {
     fn default() -> Self {
         let hot = |name| match name {
-            VALIDATE => Durations::hot(),
+            0..HOT => Durations::hot(),
             _ => Durations::cold(),
         };
         Self {
-            decisions: ShardedCounter::default(),
+            decisions: array::from_fn(|_| ShardedCounter::default()),
             item_decisions: ShardedCounter::default(),
             item_errors: ShardedCounter::default(),
             codes: array::from_fn(|_| ShardedCounter::default()),
@@ -104,14 +105,18 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// Counts the decision of a Validate, if there is one, and records the duration if it was
+    /// Counts the decision of a hot call, if there is one, and records the duration if it was
     /// measured.
-    pub(in crate::api) fn count(&self, answer: &Result<Answer, Status>, began: Option<Instant>) {
+    pub(in crate::api) fn count<C: HotCall>(
+        &self,
+        answer: &Result<C::Answer, Status>,
+        began: Option<Instant>,
+    ) {
         if let Some(began) = began {
-            self.took[VALIDATE].note(began.elapsed());
+            self.took[C::METHOD].note(began.elapsed());
         }
         if let Ok(answer) = answer {
-            self.decisions.add(answer.reason() as usize, 1);
+            self.decisions[C::METHOD].add(answer.decision(), 1);
         }
     }
 
@@ -123,8 +128,8 @@ impl Calls {
         }
     }
 
-    /// Counts a Validate that ended with an error, if these headers contain one.
-    pub(in crate::api) fn count_undecided(
+    /// Counts a hot call that ended with an error, if these headers contain one.
+    pub(in crate::api) fn count_undecided<C: HotCall>(
         &self,
         headers: &HeaderMap,
         peer: &Peer,
@@ -134,8 +139,8 @@ impl Calls {
             if let Some(Asker::OfSome(caller)) = asker {
                 peer.identified(&*caller.actor);
             }
-            self.codes[VALIDATE].add(code as usize, 1);
-            self.log_refusal(VALIDATE, code, headers, peer);
+            self.codes[C::METHOD].add(code as usize, 1);
+            self.log_refusal(C::METHOD, code, headers, peer);
         }
     }
 
@@ -161,17 +166,14 @@ impl Calls {
 impl Collect for Calls {
     fn collect(&self, page: &mut Encoder<'_>) -> fmt::Result {
         let names = METHODS.into_iter().chain(["grpc.*", "unknown"]);
-        let decisions = self.decisions.read();
-        let decided: u64 = decisions.iter().sum();
+        let decisions = self.decisions.each_ref().map(ShardedCounter::read);
         let mut counts = Vec::new();
-        for (name, tally) in names.clone().zip(&self.codes) {
+        for (index, (name, tally)) in names.clone().zip(&self.codes).enumerate() {
+            let of_method = decisions.get(index).into_iter().flatten();
+            let decided_calls: u64 = of_method.sum();
             for (code, count) in tally.read().into_iter().enumerate() {
                 let ok = code == OK;
-                let decided = if ok && name == METHODS[VALIDATE] {
-                    decided
-                } else {
-                    0
-                };
+                let decided = if ok { decided_calls } else { 0 };
                 // An error that never occurred is omitted, because hundreds are possible.
                 if ok || count > 0 {
                     let labels = [("method", name), ("code", CODES[code])];
@@ -188,27 +190,33 @@ impl Collect for Calls {
             items.map(|(code, count)| ([("code", CODES[code])], count)),
         )?;
         let items = self.item_decisions.read();
-        let reasons = decisions.iter().zip(items).skip(1);
-        let reasons = reasons.map(|(single, item)| single + item);
         page.counters(
             "gatekey_decisions_total",
-            "Decisions of Validate and about items of BatchValidate, by reason",
-            (1..).zip(reasons).filter_map(|(number, count)| {
-                let reason = Reason::try_from(number).ok()?.as_str_name();
-                let reason = reason.strip_prefix("REASON_").unwrap_or(reason);
-                Some(([("reason", reason)], count))
+            "Decisions of Validate, of items of BatchValidate and of Check, by reason",
+            (1..REASONS).map(|number| {
+                let hot: u64 = decisions.iter().map(|counts| counts[number]).sum();
+                ([("reason", reason_name(number))], hot + items[number])
             }),
         )?;
         let took = names.zip(&self.took);
         page.durations(
             "gatekey_call_duration_seconds",
-            "How long calls took; of Validates one in 16 is timed",
+            "How long calls took; of Validates and Checks one in 16 is timed",
             took.map(|(name, took)| ([("method", name)], took)),
         )
     }
 }
 
-/// Returns the current time if this thread's next Validate is timed. The first one is.
+/// Returns the label of a decision.
+fn reason_name(number: usize) -> &'static str {
+    let reason = i32::try_from(number).map(Reason::try_from);
+    match reason {
+        Ok(Ok(reason)) => response::reason_name(reason),
+        _ => ext_authz::NO_RULE_NAME,
+    }
+}
+
+/// Returns the current time if this thread's next hot call is timed. The first one is.
 pub(in crate::api) fn begin_sampled() -> Option<Instant> {
     thread_local! {
         static NEXT: Cell<u32> = const { Cell::new(0) };
@@ -234,7 +242,7 @@ pub(in crate::api) struct Call {
 }
 
 impl Call {
-    /// Begins a call other than Validate.
+    /// Begins a call that is not hot.
     pub(in crate::api) fn begin(api: &Arc<Api>, path: &str, peer: &Arc<Peer>) -> Self {
         let other = if path.starts_with("/grpc.") {
             INFRASTRUCTURE

@@ -14,13 +14,14 @@ use tonic::{
 };
 
 use super::{Parsed, parse};
+use crate::api::wire::write_head;
 use crate::api::{
     Api, LIST_BYTES_MAX,
     caller::Asker,
     convert::{request::Fields, status, status::Invalid},
     middleware::budget::{Charge, Class},
     proto::BatchValidateRequest,
-    validate::encode::{Answer, write_head},
+    validate::encode::Answer,
 };
 use crate::service::validator::{Batch, Decision};
 

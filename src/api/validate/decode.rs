@@ -1,7 +1,7 @@
-//! A fast path for decoding and encoding Validate; tonic handles unusual requests.
+//! A fast path for decoding and encoding hot calls; tonic handles unusual requests.
 //!
 //! tonic reads each request through a boxed body and a buffer of 8 KiB, and writes each response
-//! through another. A Validate request is usually one short message in one frame. This module
+//! through another. The request of a hot call is usually one short message in one frame. This module
 //! decodes it in place and writes the response to one small buffer. Any other request (split,
 //! compressed, too large, or not a message) is passed unchanged to tonic, which accepts or rejects
 //! it.
@@ -15,10 +15,7 @@ use std::{
 
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use prost::{
-    Message as _,
-    bytes::{BufMut as _, Bytes},
-};
+use prost::{Message, bytes::Bytes};
 use tonic::{
     Status,
     body::Body,
@@ -27,8 +24,8 @@ use tonic::{
 };
 
 use crate::api::{
-    MESSAGE_MAX, caller::Connection, middleware::budget::Class, middleware::outgoing::Outgoing,
-    middleware::stall, proto::ValidateRequest, validate::encode::Answer,
+    MESSAGE_MAX, caller::Connection, hot_call::Encode, middleware::budget::Class,
+    middleware::outgoing::Outgoing, middleware::stall,
 };
 
 /// Length in bytes of a message's prefix: the compression flag and the message length.
@@ -38,26 +35,25 @@ pub(in crate::api) const HEAD: usize = 5;
 const UNREAD_MAX: usize = 64;
 /// Maximum size in bytes of a response that may wait without a stall timeout.
 const ANSWER_SMALL: usize = 4 * 1024;
-/// Initial capacity of a response buffer in bytes, more than a usual response needs.
-const ANSWER_USUAL: usize = 320;
 
 /// The part of a body that has arrived.
-pub(in crate::api) enum Arrived<B: HttpBody> {
+pub(in crate::api) enum Arrived<M, B: HttpBody> {
     /// Exactly one whole message in one frame.
-    Message(ValidateRequest),
+    Message(M),
     /// Any other body, without loss of data.
     Other(Again<B>),
 }
 
 /// Decodes the part of a request's body that has already arrived, without waiting.
-pub(in crate::api) async fn arrived<B>(headers: &HeaderMap, mut body: B) -> Arrived<B>
+pub(in crate::api) async fn arrived<M, B>(headers: &HeaderMap, mut body: B) -> Arrived<M, B>
 where
+    M: Message + Default,
     B: HttpBody<Data = Bytes> + Unpin,
 {
     let mut read = VecDeque::new();
     let usual = !headers.contains_key("grpc-encoding");
     if usual && let Poll::Ready(Some(first)) = now(&mut body).await {
-        let message = first.as_ref().ok().and_then(message);
+        let message = first.as_ref().ok().and_then(message::<M>);
         let ended = message.is_some() && (body.is_end_stream() || ends(&mut body, &mut read).await);
         match message {
             Some(message) if ended => return Arrived::Message(message),
@@ -91,13 +87,13 @@ async fn ends<B: HttpBody + Unpin>(
 }
 
 /// Decodes a frame that is one whole, uncompressed message.
-fn message(frame: &Frame<Bytes>) -> Option<ValidateRequest> {
+fn message<M: Message + Default>(frame: &Frame<Bytes>) -> Option<M> {
     let data = frame.data_ref()?;
     let (head, message) = data.split_at_checked(HEAD)?;
     let length = u32::from_be_bytes(head[1..].try_into().ok()?) as usize;
     let whole = head[0] == 0 && length == message.len() && length <= MESSAGE_MAX;
     // The codec rejects a malformed message, with an error that does not repeat its content.
-    whole.then(|| ValidateRequest::decode(message).ok())?
+    whole.then(|| M::decode(data.slice(HEAD..)).ok())?
 }
 
 pin_project! {
@@ -135,18 +131,16 @@ impl<B: HttpBody> HttpBody for Again<B> {
     }
 }
 
-/// Encodes the response to a Validate request on this connection.
-pub(in crate::api) fn write(
-    answer: Result<Answer, Status>,
+/// Encodes the response to a call on this connection.
+pub(in crate::api) fn write<A: Encode>(
+    answer: Result<A, Status>,
     connection: Arc<Connection>,
 ) -> http::Response<Reply> {
     let answer = match answer {
         Ok(answer) => answer,
         Err(status) => return status.into_http::<Body>().map(Reply::tonic),
     };
-    let mut data = Vec::with_capacity(ANSWER_USUAL);
-    data.put_bytes(0, HEAD);
-    answer.write(&mut data);
+    let mut data = answer.framed();
     // A response contains one key, which was created by one message of at most 64 KiB.
     let length = u32::try_from(data.len() - HEAD).unwrap_or(u32::MAX);
     data[1..HEAD].copy_from_slice(&length.to_be_bytes());
@@ -247,10 +241,10 @@ impl HttpBody for Reply {
 
 #[cfg(test)]
 mod tests {
-    use prost::bytes::BytesMut;
+    use prost::bytes::{BufMut as _, BytesMut};
 
     use super::*;
-    use crate::api::proto::validate_request::Credential;
+    use crate::api::proto::{ValidateRequest, validate_request::Credential};
 
     fn asked() -> ValidateRequest {
         ValidateRequest {

@@ -4,15 +4,11 @@
 //! is written by hand because this message is the only one sent on every request of every service.
 
 use prost::bytes::BufMut;
-use tonic::{
-    Status,
-    codec::{self, EncodeBuf},
-};
 
 use crate::api::{
     convert::response,
-    proto::{Reason, ValidateRequest},
-    validate::codec::Decoder,
+    proto::Reason,
+    wire::{text_length, write_head, write_number, write_parts, write_text},
 };
 use crate::{
     domain::key_policy::DenyReason,
@@ -33,9 +29,6 @@ mod field {
     pub(in crate::api) const EXPIRES_AT: u8 = 10;
     pub(in crate::api) const MISSING_SCOPES: u8 = 11;
 }
-
-const VARINT: u8 = 0;
-const LENGTH_DELIMITED: u8 = 2;
 
 /// The result of a validation, ready to be encoded.
 #[derive(Debug)]
@@ -91,7 +84,8 @@ impl Answer {
     }
 }
 
-fn words(decision: &Decision) -> (Reason, u16, &'static str) {
+/// Returns the reason, the HTTP status and the message for a decision.
+pub(in crate::api) fn words(decision: &Decision) -> (Reason, u16, &'static str) {
     match decision {
         Decision::Allowed(_) => (Reason::Allowed, 200, "The key is good."),
         Decision::Missing => (
@@ -160,63 +154,5 @@ fn write_known(to: &mut impl BufMut, known: &Known) {
         let at = prost::Message::encode_to_vec(&response::time(at));
         write_head(to, field::EXPIRES_AT, at.len() as u64);
         to.put_slice(&at);
-    }
-}
-
-fn write_number(to: &mut impl BufMut, field: u8, value: u64) {
-    to.put_u8(field << 3 | VARINT);
-    prost::encoding::encode_varint(value, to);
-}
-
-fn write_text(to: &mut impl BufMut, field: u8, text: &str) {
-    write_parts(to, field, &[text]);
-}
-
-fn write_parts(to: &mut impl BufMut, field: u8, parts: &[&str]) {
-    write_head(
-        to,
-        field,
-        parts.iter().map(|part| part.len()).sum::<usize>() as u64,
-    );
-    for part in parts {
-        to.put_slice(part.as_bytes());
-    }
-}
-
-pub(super) fn write_head(to: &mut impl BufMut, field: u8, length: u64) {
-    to.put_u8(field << 3 | LENGTH_DELIMITED);
-    prost::encoding::encode_varint(length, to);
-}
-
-fn text_length(text: &str) -> usize {
-    1 + prost::encoding::encoded_len_varint(text.len() as u64) + text.len()
-}
-
-/// Decodes `ValidateRequest` and encodes [`Answer`].
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::api) struct Codec;
-
-impl codec::Codec for Codec {
-    type Encode = Answer;
-    type Decode = ValidateRequest;
-    type Encoder = Self;
-    type Decoder = Decoder<ValidateRequest>;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        Decoder::default()
-    }
-}
-
-impl codec::Encoder for Codec {
-    type Item = Answer;
-    type Error = Status;
-
-    fn encode(&mut self, answer: Answer, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        answer.write(to);
-        Ok(())
     }
 }

@@ -123,7 +123,10 @@ fn parse(asker: &Asker, request: ValidateRequest) -> Result<Parsed, Status> {
 
 /// Rejects a caller that has other permissions in the tenant but may not validate there. A caller
 /// without any gets NOT_FOUND for every key of the tenant, as if the tenant did not exist.
-fn refuse_forbidden(asker: &Asker, tenant: Option<&str>) -> Result<(), ServiceError> {
+pub(in crate::api) fn refuse_forbidden(
+    asker: &Asker,
+    tenant: Option<&str>,
+) -> Result<(), ServiceError> {
     match tenant.map(|tenant| asker.right(tenant)) {
         Some(Right::Forbidden) => Err(ServiceError::Forbidden(Action::KeysValidate)),
         Some(Right::Granted | Right::Blind) | None => Ok(()),

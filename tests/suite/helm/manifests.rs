@@ -14,7 +14,7 @@ use crate::support::tool::run;
 /// Settings that stand for another one that the chart sets.
 const ALTERNATIVES: [&str; 1] = ["GATEKEY_DATABASE_URL_FILE"];
 /// Every setting of the contract, each of which the chart sets.
-const SETTINGS: [&str; 22] = [
+const SETTINGS: [&str; 23] = [
     "GATEKEY_ADMIN_TOKEN_FILE",
     "GATEKEY_ALLOW_READABLE_SECRETS",
     "GATEKEY_ARGON2",
@@ -30,6 +30,7 @@ const SETTINGS: [&str; 22] = [
     "GATEKEY_MAX_CONNECTION_AGE",
     "GATEKEY_METRICS_LISTEN",
     "GATEKEY_PEPPER_FILE",
+    "GATEKEY_ROUTES_FILE",
     "GATEKEY_TLS_CERT_FILE",
     "GATEKEY_TLS_CLIENT_CA_FILE",
     "GATEKEY_TLS_KEY_FILE",

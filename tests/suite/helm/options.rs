@@ -173,6 +173,10 @@ fn pod_options() -> Vec<(&'static str, Json)> {
                 "livenessProbe": null,
             }),
         ),
+        (
+            "routes",
+            json!({"routes": [{"path_prefix": "/", "tenant": "default", "scopes": ["orders:read"]}]}),
+        ),
         ("grace period", json!({"terminationGracePeriodSeconds": 60})),
         ("no spread", json!({"topologySpreadConstraints": []})),
         (

@@ -80,12 +80,14 @@ fn values() -> impl Strategy<Value = Json> {
         "https://[::1]:4317/",
         "http://localhost",
     ]);
+    let routes = prop::collection::vec(route(), 0..4);
     let rest = (any::<bool>(), any::<bool>(), 1_u32..64, endpoint, 1..600);
-    (config, tls, listen, rest).prop_map(
-        |(config, tls, listen, (pepper, metrics, cores, endpoint, stop))| {
+    (config, tls, listen, rest, routes).prop_map(
+        |(config, tls, listen, (pepper, metrics, cores, endpoint, stop), routes)| {
             json!({
                 "database": {"engine": "sqlite"},
                 "config": config,
+                "routes": routes,
                 "tls": tls,
                 "listenHost": listen.0,
                 "ports": {"grpc": listen.1, "health": listen.2, "metrics": listen.3},
@@ -97,6 +99,43 @@ fn values() -> impl Strategy<Value = Json> {
             })
         },
     )
+}
+
+/// A random route that the chart accepts.
+fn route() -> impl Strategy<Value = Json> {
+    let scopes = "[-A-Za-z0-9_./]{1,64}(:[-A-Za-z0-9_./]{1,64}){0,7}";
+    let fields = (
+        prop::option::of("([*][.])?[A-Za-z0-9]([-A-Za-z0-9.]{0,20}[-A-Za-z0-9])?"),
+        prop::option::of(prop::collection::vec("[A-Z]{1,32}", 1..16)),
+        "/([A-Za-z0-9_~-][A-Za-z0-9_.~-]{0,9}/){0,3}([A-Za-z0-9_~-][A-Za-z0-9_.~-]{0,9})?",
+        "([*]|[a-z0-9][a-z0-9-]{0,62})",
+        prop::option::of(prop::collection::vec(scopes, 1..9)),
+        prop::option::of("[!-~]{1,255}"),
+        prop::option::of("[-A-Za-z0-9_]{1,64}"),
+        prop::option::of("[-A-Za-z0-9._~]{1,64}"),
+        prop::option::of(any::<bool>()),
+    );
+    fields.prop_map(|fields| {
+        let names = [
+            "host",
+            "methods",
+            "path_prefix",
+            "tenant",
+            "scopes",
+            "audience",
+            "header",
+        ];
+        let names = names
+            .into_iter()
+            .chain(["query_parameter", "forward_credential"]);
+        let fields = json!(fields);
+        let fields = names.zip(fields.as_array().cloned().unwrap_or_default());
+        let given = fields.filter(|(_, value)| !value.is_null());
+        given
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    })
 }
 
 #[test]
@@ -139,6 +178,16 @@ impl Pod {
             fs::create_dir_all(folder).expect("the folder takes folders");
         }
         mount(release, &secrets);
+        let routes = release.all("ConfigMap");
+        for map in routes
+            .iter()
+            .filter(|map| !map["data"]["routes.yaml"].is_null())
+        {
+            let folder = folder.path().join("etc/gatekey-routes");
+            fs::create_dir_all(&folder).expect("the folder takes folders");
+            let content = text(&map["data"]["routes.yaml"]);
+            fs::write(folder.join("routes.yaml"), content).expect("the folder takes files");
+        }
         let free = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let free: Vec<_> = (0..3).map(free).collect();
         let ports = free

