@@ -28,6 +28,7 @@ use crate::{
     },
 };
 
+use crate::support::client::{key_target, owner_target};
 use Rpc::{
     CreateKey, DeleteOwner, GetKey, GetOwner, GetTenant, ListEvents, ListKeys, ListOwners,
     ListTenants, LookupKey, PutOwner, PutTenant, RevokeKey, RevokeKeys, RotateKey, UpdateKey,
@@ -210,7 +211,7 @@ impl Rpc {
             RevokeKey => {
                 let revoke = RevokeKeyRequest {
                     tenant_id,
-                    key_id,
+                    target: key_target(key_id),
                     reason: String::new(),
                 };
                 bytes(keys.revoke_key(revoke).await)
@@ -218,7 +219,7 @@ impl Rpc {
             RevokeKeys => {
                 let revoke = RevokeKeysRequest {
                     tenant_id,
-                    owner_id,
+                    target: owner_target(owner_id),
                     ..RevokeKeysRequest::default()
                 };
                 bytes(keys.revoke_keys(revoke).await)
