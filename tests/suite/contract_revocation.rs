@@ -179,7 +179,7 @@ on_both_engines! {
         assert_eq!(bad_fields(&error), ["key_id"]);
         assert_eq!(admin.reason(&text).await, Reason::Allowed);
 
-        let answer = keys.revoke_key(request("", &format!(" Bearer {text}\n"))).await.unwrap().into_inner();
+        let answer = keys.revoke_key(request("", &format!(" {text}\n"))).await.unwrap().into_inner();
         assert_eq!(answer.enforcement.as_ref().unwrap().state(), EnforcementState::Enforced);
         assert_eq!(answer.key.as_ref().unwrap().key_id, key.key_id);
         assert_eq!(admin.reason(&text).await, Reason::Revoked);
