@@ -29,6 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             ".gatekey.v1.CreateKeyResponse",
             ".gatekey.v1.RotateKeyResponse",
             ".gatekey.v1.LookupKeyRequest",
+            ".gatekey.v1.RevokeKeyRequest",
+            ".gatekey.v1.RevokeKeyRequest.target",
             ".gatekey.v1.ValidateRequest",
             ".gatekey.v1.ValidateRequest.credential",
         ])

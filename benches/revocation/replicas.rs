@@ -12,6 +12,7 @@ use std::{
 use gatekey::api::proto::{EnforcementState, Reason, RevokeKeysRequest};
 use tokio::task::{JoinSet, block_in_place, spawn_blocking};
 
+use crate::support::client::owner_target;
 use crate::{
     generator::{self, Load},
     load::{Instrumented, Shape, frame},
@@ -169,7 +170,7 @@ impl Replicas {
         self.warm(sample()).await;
         let request = RevokeKeysRequest {
             tenant_id: "default".to_owned(),
-            owner_id: keys[0].owner_id.clone(),
+            target: owner_target(keys[0].owner_id.clone()),
             ..RevokeKeysRequest::default()
         };
         let called = Instant::now();

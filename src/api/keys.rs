@@ -16,6 +16,7 @@ use super::{
         LookupKeyResponse, RevokeKeyRequest, RevokeKeyResponse, RevokeKeysRequest,
         RevokeKeysResponse, RotateKeyRequest, RotateKeyResponse, UpdateKeyRequest,
         UpdateKeyResponse, ValidateRequest, ValidateResponse, key_service_server::KeyService,
+        revoke_key_request::Target as KeyTarget, revoke_keys_request::Target as KeysTarget,
     },
 };
 use crate::{
@@ -140,10 +141,18 @@ impl KeyService for Api {
         let context = self.context(&request, Action::KeysRevoke).await?;
         let request = request.into_inner();
         let mut fields = Fields::default();
-        let tenant = fields.tenant_id("tenant_id", request.tenant_id);
+        let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
         let reason = fields.text("reason", request.reason);
-        let id = parse_key_id(fields, &request.key_id)?;
-        let (key, since) = self.keyring.revoke(&context, &tenant, id, reason).await?;
+        let id = match request.target {
+            Some(KeyTarget::PlaintextKey(text)) => self.prove(fields, text).await?,
+            Some(KeyTarget::KeyId(id)) => parse_key_id(fields, &id)?,
+            None => {
+                fields.note("key_id", "must be given, or plaintext_key instead");
+                checked(fields, None)?
+            }
+        };
+        let revoking = self.keyring.revoke(&context, tenant.as_deref(), id, reason);
+        let (key, since) = revoking.await?;
         let enforcement = self.enforced(since, deadline).await;
         Ok(Response::new(RevokeKeyResponse {
             key: Some(response::key(key, self.clock.now())),
@@ -160,7 +169,7 @@ impl KeyService for Api {
         let request = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.tenant_id("tenant_id", request.tenant_id);
-        let owner = fields.optional_owner_id("owner_id", request.owner_id);
+        let owner = parse_owners(&mut fields, request.target);
         let reason = fields.text("reason", request.reason);
         fields.check()?;
         if request.dry_run {
@@ -246,21 +255,10 @@ impl KeyService for Api {
     ) -> Result<Response<LookupKeyResponse>, Status> {
         let caller = self.identify(&request, Action::KeysLookup).await?;
         let request = request.into_inner();
-        let credential = Credential::key(request.plaintext_key);
         let mut fields = Fields::default();
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
-        let presented = credential.presented();
-        if presented.is_none() {
-            fields.note(
-                "plaintext_key",
-                "must be a whole key: its form or its checksum is wrong",
-            );
-        }
-        let presented = checked(fields, presented)?;
-        if !self.validator.recognizes(presented).await? {
-            return Err(ServiceError::NoKey.into());
-        }
-        let (id, action) = (presented.id(), Action::KeysLookup);
+        let id = self.prove(fields, request.plaintext_key).await?;
+        let action = Action::KeysLookup;
         let key = self
             .keyring
             .find_key(&caller, tenant.as_deref(), id, action)
@@ -295,6 +293,57 @@ impl KeyService for Api {
             key: Some(response::key(key, self.clock.now())),
             enforcement: Some(enforcement),
         }))
+    }
+}
+
+impl Api {
+    /// Checks all fields of a request and returns the ID of the key in its `plaintext_key`, if the
+    /// secret is correct.
+    async fn prove(&self, mut fields: Fields, plaintext_key: String) -> Result<KeyId, Status> {
+        let credential = Credential::key(plaintext_key);
+        let presented = credential.presented();
+        if presented.is_none() {
+            fields.note(
+                "plaintext_key",
+                "must be a whole key: its form or its checksum is wrong",
+            );
+        }
+        let presented = checked(fields, presented)?;
+        if !self.validator.recognizes(presented).await? {
+            return Err(ServiceError::NoKey.into());
+        }
+        Ok(presented.id())
+    }
+}
+
+/// Parses the owner of RevokeKeys; `None` means all owners of the tenant.
+fn parse_owners(fields: &mut Fields, target: Option<KeysTarget>) -> Option<String> {
+    match target {
+        Some(KeysTarget::AllOwners(true)) => None,
+        Some(KeysTarget::OwnerId(owner)) if !owner.is_empty() => {
+            Some(fields.owner_id("owner_id", owner))
+        }
+        Some(KeysTarget::OwnerId(_)) => {
+            fields.note(
+                "owner_id",
+                "must not be empty; for the keys of all owners, set all_owners to true instead",
+            );
+            None
+        }
+        Some(KeysTarget::AllOwners(false)) => {
+            fields.note(
+                "all_owners",
+                "must be true; for the keys of one owner, set owner_id instead",
+            );
+            None
+        }
+        None => {
+            fields.note(
+                "owner_id",
+                "must be given; for the keys of all owners, set all_owners to true instead",
+            );
+            None
+        }
     }
 }
 

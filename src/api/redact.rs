@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::proto::{
-    CreateKeyResponse, LookupKeyRequest, RotateKeyResponse, ValidateRequest,
-    validate_request::Credential,
+    CreateKeyResponse, LookupKeyRequest, RevokeKeyRequest, RotateKeyResponse, ValidateRequest,
+    revoke_key_request::Target, validate_request::Credential,
 };
 
 const REDACTED: &str = "[redacted]";
@@ -34,6 +34,27 @@ impl fmt::Debug for LookupKeyRequest {
             .field("plaintext_key", &REDACTED)
             .field("tenant_id", &self.tenant_id)
             .finish()
+    }
+}
+
+impl fmt::Debug for RevokeKeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RevokeKeyRequest")
+            .field("tenant_id", &self.tenant_id)
+            .field("target", &self.target)
+            .field("reason", &self.reason)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variant = match self {
+            // A caller may send a whole key here by mistake.
+            Self::KeyId(_) => "KeyId",
+            Self::PlaintextKey(_) => "PlaintextKey",
+        };
+        f.debug_tuple(variant).field(&REDACTED).finish()
     }
 }
 
@@ -68,7 +89,7 @@ mod tests {
 
     #[test]
     fn no_message_tells_its_secret() {
-        let messages: [&dyn fmt::Debug; 5] = [
+        let messages: [&dyn fmt::Debug; 6] = [
             &CreateKeyResponse {
                 plaintext_key: SECRET.to_owned(),
                 ..Default::default()
@@ -79,6 +100,10 @@ mod tests {
             },
             &LookupKeyRequest {
                 plaintext_key: SECRET.to_owned(),
+                ..Default::default()
+            },
+            &RevokeKeyRequest {
+                target: Some(Target::PlaintextKey(SECRET.to_owned())),
                 ..Default::default()
             },
             &ValidateRequest {

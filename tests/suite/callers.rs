@@ -31,6 +31,7 @@ use crate::{
     },
 };
 
+use crate::support::client::{key_target, owner_target};
 use Rpc::{
     BatchValidate, CreateKey, CreateOwner, CreateTenant, DeleteOwner, DeleteTenant, GetKey,
     GetOwner, GetTenant, ListEvents, ListKeys, ListOwners, ListTenants, LookupKey, RevokeKey,
@@ -234,7 +235,7 @@ impl Rpc {
             RevokeKey => {
                 let revoke = RevokeKeyRequest {
                     tenant_id,
-                    key_id,
+                    target: key_target(key_id),
                     reason: String::new(),
                 };
                 bytes(keys.revoke_key(revoke).await)
@@ -242,7 +243,7 @@ impl Rpc {
             RevokeKeys => {
                 let revoke = RevokeKeysRequest {
                     tenant_id,
-                    owner_id,
+                    target: owner_target(owner_id),
                     ..RevokeKeysRequest::default()
                 };
                 bytes(keys.revoke_keys(revoke).await)

@@ -13,6 +13,7 @@ use prost_types::value::Kind;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::support::client::{ALL_OWNERS, key_target, owner_target};
 use crate::{
     contract_keys::{refused, sorted, span, start, update},
     support::{
@@ -130,7 +131,11 @@ fn owner(tenant: &str, name: &str) -> Owner {
 fn revocation(tenant: &str, owner: &str) -> RevokeKeysRequest {
     RevokeKeysRequest {
         tenant_id: tenant.to_owned(),
-        owner_id: owner.to_owned(),
+        target: if owner.is_empty() {
+            ALL_OWNERS
+        } else {
+            owner_target(owner)
+        },
         reason: "breach".to_owned(),
         dry_run: false,
     }
@@ -325,7 +330,7 @@ on_both_engines! {
         keys.revoke_keys(revocation("default", "nobody")).await.unwrap();
         let elsewhere = RevokeKeyRequest {
             tenant_id: "system".to_owned(),
-            key_id: key.key_id.clone(),
+            target: key_target(key.key_id.clone()),
             ..RevokeKeyRequest::default()
         };
         keys.revoke_key(elsewhere).await.unwrap_err();

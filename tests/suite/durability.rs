@@ -18,6 +18,7 @@ use tokio::{
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
+use crate::support::client::key_target;
 use crate::{
     inside::Inside,
     support::{
@@ -241,7 +242,7 @@ async fn churn(admin: Client, caller: String, answers: watch::Sender<u32>) -> Ve
 async fn try_revoke(admin: &Client, key: &Key) -> bool {
     let request = RevokeKeyRequest {
         tenant_id: key.tenant_id.clone(),
-        key_id: key.key_id.clone(),
+        target: key_target(key.key_id.clone()),
         reason: "over".to_owned(),
     };
     admin.keys.clone().revoke_key(request).await.is_ok()

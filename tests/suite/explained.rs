@@ -18,6 +18,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::task::JoinSet;
 use tonic::Code;
 
+use crate::support::client::key_target;
 use crate::support::{
     Client, Gatekey,
     client::{ask, new_key, texts, whole_owner},
@@ -306,7 +307,7 @@ impl Task {
                 let key = &self.keys[*key].0;
                 let request = RevokeKeyRequest {
                     tenant_id: key.tenant_id.clone(),
-                    key_id: key.key_id.clone(),
+                    target: key_target(key.key_id.clone()),
                     reason: "lost".to_owned(),
                 };
                 let answer = admin.keys.clone().revoke_key(request).await;

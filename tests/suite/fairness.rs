@@ -19,6 +19,7 @@ use gatekey::api::proto::{
 use tokio::{task::JoinSet, time};
 use tonic::{Code, Status};
 
+use crate::support::client::{key_target, owner_target};
 use crate::{
     cancelled::DEFAULT_COST,
     flood::resident,
@@ -203,7 +204,7 @@ fn stored_key_id(number: usize) -> String {
 async fn revoke(admin: &Client, number: usize) -> Result<Duration, Status> {
     let request = RevokeKeyRequest {
         tenant_id: "default".to_owned(),
-        key_id: stored_key_id(number),
+        target: key_target(stored_key_id(number)),
         reason: String::new(),
     };
     let began = Instant::now();
@@ -244,7 +245,7 @@ async fn dry_run(client: Client, owner: &str) -> Result<(), Status> {
 fn dry_run_of(owner: &str) -> RevokeKeysRequest {
     RevokeKeysRequest {
         tenant_id: "default".to_owned(),
-        owner_id: owner.to_owned(),
+        target: owner_target(owner.to_owned()),
         dry_run: true,
         ..RevokeKeysRequest::default()
     }

@@ -183,7 +183,7 @@ async fn assert_same_hash_work(setup: &Setup, peppers: Peppers, expected: Work) 
     let revoked = app.issue("acme").await;
     let admin = CallContext::patient(Caller::admin(ADMIN));
     app.keyring
-        .revoke(&admin, "acme", revoked.key.key_id, String::new())
+        .revoke(&admin, Some("acme"), revoked.key.key_id, String::new())
         .await
         .expect("the key is revoked");
 

@@ -380,7 +380,9 @@ impl Run {
         while !self.is_over() {
             self.told.lock().unwrap()[0].touched = true;
             let node = self.any_node();
-            let revoke = node.keyring.revoke(&caller, "acme", id, String::new());
+            let revoke = node
+                .keyring
+                .revoke(&caller, Some("acme"), id, String::new());
             if let Some((_, since)) = self.change(&node, revoke).await {
                 let enforced = node
                     .killed

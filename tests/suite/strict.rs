@@ -7,6 +7,7 @@ use gatekey::api::proto::{
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::support::client::key_target;
 use crate::support::{
     Gatekey,
     client::{ask, new_key, texts},
@@ -127,7 +128,7 @@ async fn a_text_for_people_may_have_joiners_and_nothing_that_reorders_it() {
         assert_eq!(told, ["description", "metadata"]);
         let revoke = RevokeKeyRequest {
             tenant_id: key.tenant_id.clone(),
-            key_id: key.key_id.clone(),
+            target: key_target(key.key_id.clone()),
             reason: bad,
         };
         let told = violations(admin.keys.clone().revoke_key(revoke).await, &code);
@@ -239,8 +240,9 @@ async fn long_lists_of_names_are_refused_without_delaying_a_revocation() {
         });
     }
     let mut revoke = tonic::Request::new(RevokeKeyRequest {
-        tenant_id: key.tenant_id,
-        key_id: key.key_id,
+        target: Some(gatekey::api::proto::revoke_key_request::Target::KeyId(
+            key.key_id,
+        )),
         ..RevokeKeyRequest::default()
     });
     revoke.set_timeout(std::time::Duration::from_secs(10));

@@ -6,6 +6,7 @@ use gatekey::api::proto::{
 };
 use tonic::{Code, Status};
 
+use crate::support::client::owner_target;
 use crate::support::{
     Client, Setup,
     client::{ask, error_reason, new_key, texts, whole_owner},
@@ -189,7 +190,7 @@ async fn prove_revoking_goes_on(setup: &Setup) {
     let (_, plaintext) = admin.create(system_key("root", STRONG)).await;
     let all = RevokeKeysRequest {
         tenant_id: "system".to_owned(),
-        owner_id: "root".to_owned(),
+        target: owner_target("root".to_owned()),
         ..RevokeKeysRequest::default()
     };
     let revoked = steward.keys.clone().revoke_keys(all).await;

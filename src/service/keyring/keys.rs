@@ -272,15 +272,13 @@ impl Keyring {
     pub async fn revoke(
         &self,
         context: &CallContext,
-        tenant: &str,
+        tenant: Option<&str>,
         id: KeyId,
         reason: String,
     ) -> Result<(Key, i64), ServiceError> {
         let (mut mutation, caller) = self.begin(context, Lane::Revocation).await?;
         let caller = &caller;
-        authorize(caller, tenant, Action::KeysRevoke)?;
-        let mut key =
-            key_in_view(&mut *mutation, caller, Some(tenant), id, Action::KeysRevoke).await?;
+        let mut key = key_in_view(&mut *mutation, caller, tenant, id, Action::KeysRevoke).await?;
         if key.revoked.is_some() {
             // The earlier revocation may not be enforced yet.
             let since = if self.cache.faults().has(Failpoint::NoSecondWait) {

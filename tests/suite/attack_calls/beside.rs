@@ -16,6 +16,7 @@ use tokio::time;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::raw::Attack;
+use crate::support::client::key_target;
 use crate::support::{Client, Gatekey};
 
 /// The memory limit of the chart's default pod, in KiB.
@@ -237,7 +238,7 @@ async fn revoke(client: &Client, victim: &Key, until: Instant) -> (Times, Vec<St
         let began = Instant::now();
         let request = gatekey::api::proto::RevokeKeyRequest {
             tenant_id: victim.tenant_id.clone(),
-            key_id: victim.key_id.clone(),
+            target: key_target(victim.key_id.clone()),
             reason: String::new(),
         };
         if let Err(status) = client.keys.clone().revoke_key(request).await {

@@ -8,6 +8,7 @@ use gatekey::api::proto::{
 use rand::seq::IndexedRandom as _;
 
 use super::fleet::{Fleet, owners};
+use crate::support::client::owner_target;
 
 const KEYS: usize = 10_000;
 /// How many of them each replica has in memory, and is asked about afterwards.
@@ -29,7 +30,7 @@ async fn ten_thousand_keys_of_an_owner_are_revoked_by_one_event_on_all_replicas(
     let client = fleet.slots[0].client();
     let request = RevokeKeysRequest {
         tenant_id: "default".to_owned(),
-        owner_id: fleet.keys[0].owner_id.clone(),
+        target: owner_target(fleet.keys[0].owner_id.clone()),
         ..RevokeKeysRequest::default()
     };
     let asked = Instant::now();

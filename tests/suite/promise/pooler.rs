@@ -3,6 +3,7 @@
 use gatekey::api::proto::{EnforcementState, Reason};
 use tokio::task::{JoinSet, block_in_place};
 
+use crate::support::client::key_target;
 use crate::support::{
     Database, Gatekey,
     pgbouncer::Pgbouncer,
@@ -56,7 +57,7 @@ async fn three_replicas_behind_a_transaction_pooler_keep_the_promise() {
     let mut keys = clients[1].keys.clone();
     let request = gatekey::api::proto::RevokeKeyRequest {
         tenant_id: key.tenant_id,
-        key_id: key.key_id,
+        target: key_target(key.key_id),
         reason: String::new(),
     };
     let revoked = loop {

@@ -23,6 +23,7 @@ use super::{
     fleet::{Fleet, LEASE},
     history::{Answer, Cause, Change, History, Outcome, Validation},
 };
+use crate::support::client::{key_target, owner_target};
 use crate::support::{
     Client,
     client::{ask, texts, until, whole_owner},
@@ -358,7 +359,7 @@ impl Worker {
             Call::Revoke(number) => {
                 let revoke = RevokeKeyRequest {
                     tenant_id: tenant_id(),
-                    key_id: key(*number).key_id.clone(),
+                    target: key_target(key(*number).key_id.clone()),
                     reason: String::new(),
                 };
                 let answer = keys.revoke_key(request(revoke, deadline)).await?;
@@ -367,7 +368,7 @@ impl Worker {
             Call::RevokeAll(number) => {
                 let revoke = RevokeKeysRequest {
                     tenant_id: tenant_id(),
-                    owner_id: key(*number).owner_id.clone(),
+                    target: owner_target(key(*number).owner_id.clone()),
                     ..RevokeKeysRequest::default()
                 };
                 let answer = keys.revoke_keys(request(revoke, deadline)).await?;

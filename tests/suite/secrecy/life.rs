@@ -13,6 +13,7 @@ use prost::Message;
 use tonic::{Request, Status, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 
+use crate::support::client::key_target;
 use crate::support::{
     Client, Gatekey,
     client::{ask, ask_header, mask, new_key, texts, whole_owner, whole_tenant},
@@ -213,7 +214,7 @@ impl Life {
         self.refused("tenant_id", keys.get_key(request).await);
         let request = RevokeKeyRequest {
             tenant_id: "default".to_owned(),
-            key_id: text.clone(),
+            target: key_target(text.clone()),
             reason: String::new(),
         };
         self.refused("RevokeKey", keys.revoke_key(request).await);

@@ -14,9 +14,10 @@ use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 use tonic::{Request, Response};
 
 /// Every field that may hold a secret; a new one belongs here, and in `api/redact.rs`.
-const SECRET_FIELDS: [&str; 5] = [
+const SECRET_FIELDS: [&str; 7] = [
     "CreateKeyResponse.plaintext_key",
     "LookupKeyRequest.plaintext_key",
+    "RevokeKeyRequest.plaintext_key",
     "RotateKeyResponse.plaintext_key",
     "ValidateRequest.authorization",
     "ValidateRequest.key",

@@ -7,8 +7,9 @@ use gatekey::api::proto::{
     Reason, RevokeKeyRequest, RevokeKeyResponse, Tenant, UpdateOwnerRequest, UpdateTenantRequest,
     ValidateRequest, ValidateResponse, WatchEventsResponse, batch_validate_result,
     event_service_client::EventServiceClient, key_service_client::KeyServiceClient,
-    owner_service_client::OwnerServiceClient, tenant_service_client::TenantServiceClient,
-    validate_request::Credential, watch_events_response::Message,
+    owner_service_client::OwnerServiceClient, revoke_key_request, revoke_keys_request,
+    tenant_service_client::TenantServiceClient, validate_request::Credential,
+    watch_events_response::Message,
 };
 use gatekey::domain::clock::{Clock as _, SystemClock};
 use prost::Message as _;
@@ -22,6 +23,28 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 use super::{Gatekey, stored::Stored};
+
+/// The target of a RevokeKeys of all keys of a tenant.
+pub const ALL_OWNERS: Option<revoke_keys_request::Target> =
+    Some(revoke_keys_request::Target::AllOwners(true));
+
+/// The target of a RevokeKeys of one owner's keys.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "it is the value of an optional field"
+)]
+pub fn owner_target(owner_id: impl Into<String>) -> Option<revoke_keys_request::Target> {
+    Some(revoke_keys_request::Target::OwnerId(owner_id.into()))
+}
+
+/// The target of a RevokeKey by the key's id.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "it is the value of an optional field"
+)]
+pub fn key_target(key_id: impl Into<String>) -> Option<revoke_key_request::Target> {
+    Some(revoke_key_request::Target::KeyId(key_id.into()))
+}
 
 /// How long a connection may take to be made, where it is made again by itself.
 const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
@@ -170,7 +193,7 @@ impl Client {
     pub async fn revoke(&self, key: &Key, reason: &str) -> RevokeKeyResponse {
         let request = RevokeKeyRequest {
             tenant_id: key.tenant_id.clone(),
-            key_id: key.key_id.clone(),
+            target: key_target(key.key_id.clone()),
             reason: reason.to_owned(),
         };
         let answer = self.keys.clone().revoke_key(request).await;
@@ -185,7 +208,7 @@ impl Client {
     ) -> Result<Enforcement, Status> {
         let mut request = Request::new(RevokeKeyRequest {
             tenant_id: "default".to_owned(),
-            key_id: key.key_id.clone(),
+            target: key_target(key.key_id.clone()),
             reason: String::new(),
         });
         if let Some(deadline) = deadline {

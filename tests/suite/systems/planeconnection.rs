@@ -17,6 +17,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tonic::{Code, Request};
 
 use super::{asking, assert_refused, assert_shown_once, defined, ids, key_of, may, of_tenant};
+use crate::support::client::key_target;
 use crate::{
     contract_admin::list,
     contract_events::{TRACE, traced},
@@ -61,7 +62,7 @@ on_both_engines! {
         refused(update(&backend, made.clone(), &["label"]).await, denied.0, denied.1);
         let revoke = RevokeKeyRequest {
             tenant_id: TENANT.to_owned(),
-            key_id: made.key_id.clone(),
+            target: key_target(made.key_id.clone()),
             reason: String::new(),
         };
         refused(backend.keys.clone().revoke_key(revoke).await, denied.0, denied.1);

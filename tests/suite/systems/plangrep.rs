@@ -9,6 +9,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::{asking, assert_refused, defined, key_of};
+use crate::support::client::{ALL_OWNERS, key_target};
 use crate::{
     contract_keys::{get, later, refused, span},
     contract_rotation::{rotate, rotation},
@@ -122,7 +123,7 @@ on_both_engines! {
             refused(caller.try_create(new_key(TENANT, &["jobs:read"])).await, Code::Unauthenticated, "CREDENTIAL_INVALID");
             let revoke = gatekey::api::proto::RevokeKeyRequest {
                 tenant_id: TENANT.to_owned(),
-                key_id: key.key_id.clone(),
+                target: key_target(key.key_id.clone()),
                 ..Default::default()
             };
             refused(caller.keys.clone().revoke_key(revoke).await, Code::Unauthenticated, "CREDENTIAL_INVALID");
@@ -158,7 +159,7 @@ on_both_engines! {
         for plaintext in &others {
             assert_eq!(admin.reason(plaintext).await, Reason::Allowed);
         }
-        let all = RevokeKeysRequest { tenant_id: TENANT.to_owned(), ..RevokeKeysRequest::default() };
+        let all = RevokeKeysRequest { tenant_id: TENANT.to_owned(), target: ALL_OWNERS, ..RevokeKeysRequest::default() };
         let answer = admin.keys.clone().revoke_keys(all).await.expect("they are revoked");
         assert_eq!(answer.into_inner().revoked_count, 4);
         for _ in 0..25 {

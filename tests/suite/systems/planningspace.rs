@@ -11,6 +11,7 @@ use tokio::{sync::Barrier, task::JoinSet};
 use tonic::Code;
 
 use super::{assert_refused, defined, key_of, may, of_tenant};
+use crate::support::client::owner_target;
 use crate::{
     contract_admin::list,
     contract_keys::refused,
@@ -129,7 +130,7 @@ on_both_engines! {
         let (_, credential) = admin.issue("system", &["planningspace:keys:revoke"]).await;
         let request = RevokeKeysRequest {
             tenant_id: TENANT.to_owned(),
-            owner_id: "anna".to_owned(),
+            target: owner_target("anna".to_owned()),
             reason: "left the company".to_owned(),
             dry_run: false,
         };

@@ -8,6 +8,7 @@ use gatekey::api::proto::{
 use tonic::Code;
 
 use super::{asking, assert_refused, assert_shown_once, defined, ids, key_of, may, of_tenant};
+use crate::support::client::owner_target;
 use crate::{
     contract_admin::list,
     contract_keys::{get, later, refused, sealed, span, with_other_end},
@@ -180,7 +181,7 @@ on_both_engines! {
 
         let all = RevokeKeysRequest {
             tenant_id: TENANT.to_owned(),
-            owner_id: "dana".to_owned(),
+            target: owner_target("dana".to_owned()),
             ..RevokeKeysRequest::default()
         };
         let answer = admin.keys.clone().revoke_keys(all).await.expect("they are revoked").into_inner();
