@@ -19,7 +19,12 @@ use super::{
 };
 use crate::{
     domain::{
-        caller::Action, clock::Timestamp, credential::Credential, key::KeyState, page, token::KeyId,
+        caller::Action,
+        clock::Timestamp,
+        credential::Credential,
+        key::KeyState,
+        page,
+        token::{KeyId, is_visible_beginning},
     },
     service::{
         error::ServiceError,
@@ -228,10 +233,7 @@ impl KeyService for Api {
         let tenant = fields.optional_tenant_id("tenant_id", request.tenant_id);
         let presented = credential.presented();
         if presented.is_none() {
-            fields.note(
-                "plaintext_key",
-                "must be a whole key: its form or its checksum is wrong",
-            );
+            fields.note("plaintext_key", not_a_key(&credential));
         }
         let presented = checked(fields, presented)?;
         if !self.validator.recognizes(presented).await? {
@@ -350,21 +352,34 @@ fn parse_patch(
 fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
     let mut parsed = Vec::new();
     for (place, state) in states.iter().enumerate() {
-        let state = match proto::KeyState::try_from(*state) {
-            Ok(proto::KeyState::Active) => KeyState::Active,
-            Ok(proto::KeyState::Suspended) => KeyState::Suspended,
-            Ok(proto::KeyState::Expired) => KeyState::Expired,
-            Ok(proto::KeyState::Revoked) => KeyState::Revoked,
-            Ok(proto::KeyState::Unspecified) | Err(_) => {
-                fields.note(format!("states[{place}]"), "must be a known state");
-                continue;
-            }
+        let field = format!("states[{place}]");
+        let state = match fields.choice(&field, *state, proto::KeyState::as_str_name) {
+            Some(proto::KeyState::Active) => KeyState::Active,
+            Some(proto::KeyState::Suspended) => KeyState::Suspended,
+            Some(proto::KeyState::Expired) => KeyState::Expired,
+            Some(proto::KeyState::Revoked) => KeyState::Revoked,
+            Some(proto::KeyState::Unspecified) | None => continue,
         };
         if !parsed.contains(&state) {
             parsed.push(state);
         }
     }
     parsed
+}
+
+/// Returns the reason why a credential is not a whole key, without repeating it.
+fn not_a_key(credential: &Credential) -> &'static str {
+    let text = credential.bare();
+    if text.is_empty() {
+        "is required: the whole key"
+    } else if KeyId::parse(text).is_some() {
+        "must be a whole key, but is a key_id: use GetKey"
+    } else if is_visible_beginning(text) {
+        "must be a whole key, but is only the visible beginning of one, which ListKeys returns as \
+         key_prefix: find the key there, and use GetKey with its key_id"
+    } else {
+        "must be a whole key: its form or its checksum is wrong"
+    }
 }
 
 /// Parses the key ID of a request, and checks all fields that were parsed.

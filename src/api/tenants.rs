@@ -99,7 +99,10 @@ fn parse_tenant(tenant: proto::Tenant) -> Result<Tenant, Invalid> {
         Err(_) => {
             fields.note(
                 "tenant.on_limit",
-                "must be ON_LIMIT_REJECT or ON_LIMIT_REPLACE_OLDEST",
+                format!(
+                    "must be ON_LIMIT_REJECT or ON_LIMIT_REPLACE_OLDEST, but is {}",
+                    tenant.on_limit
+                ),
             );
             OnLimit::Reject
         }

@@ -80,12 +80,14 @@ impl Log {
         let position = self.store.position().await?;
         watch.admit(&position)?;
         watch.store_id = Some(position.store_id.clone());
+        let next = watch.from.unwrap_or(position.head + 1);
         let (sender, receiver) = mpsc::channel(AHEAD);
         let follower = Follower {
             store: Arc::clone(&self.store),
             clock: Arc::clone(&self.clock),
             grown: self.grown.clone(),
             watch,
+            next,
             sender,
         };
         tokio::spawn(async move {
@@ -102,8 +104,8 @@ pub struct Watch {
     pub caller: Caller,
     /// `None` means every tenant whose events the caller may read.
     pub tenant: Option<String>,
-    /// The first requested revision.
-    pub from: i64,
+    /// The first requested revision; `None` means the first one after the end of the log.
+    pub from: Option<i64>,
     /// The log that the revision belongs to; `None` means the existing one.
     pub store_id: Option<String>,
 }
@@ -120,7 +122,7 @@ impl Watch {
         {
             return Err(ServiceError::OtherStore(store_id.clone()));
         }
-        if self.from > head + 1 {
+        if self.from.is_some_and(|from| from > head + 1) {
             return Err(ServiceError::RevisionAhead(*head));
         }
         Ok(())
@@ -132,6 +134,8 @@ struct Follower {
     clock: Arc<dyn Clock>,
     grown: watch::Receiver<i64>,
     watch: Watch,
+    /// The first revision that was not sent yet.
+    next: i64,
     sender: mpsc::Sender<Result<Event, ServiceError>>,
 }
 
@@ -160,15 +164,13 @@ impl Follower {
     /// Sends the new events that the caller may currently read.
     async fn send_new(&mut self) -> Result<(), ServiceError> {
         let position = self.store.position().await?;
+        self.watch.from = Some(self.next);
         self.watch.admit(&position)?;
         let head = position.head;
-        while self.watch.from <= head {
+        while self.next <= head {
             let caller = self.watch.caller.clone();
             let of = in_view(&caller, self.watch.tenant.clone(), Action::EventsRead)?;
-            let events = self
-                .store
-                .follow_events(&of, self.watch.from, BATCH)
-                .await?;
+            let events = self.store.follow_events(&of, self.next, BATCH).await?;
             // Reloads the caller after the events: no event is sent that occurred after the
             // permission was lost.
             self.watch.caller = self.caller_now().await?;
@@ -176,10 +178,10 @@ impl Follower {
                 continue;
             }
             let Some(last) = events.last() else {
-                self.watch.from = head + 1;
+                self.next = head + 1;
                 return Ok(());
             };
-            self.watch.from = last.revision + 1;
+            self.next = last.revision + 1;
             for event in events {
                 if self.sender.send(Ok(event)).await.is_err() {
                     return Ok(());

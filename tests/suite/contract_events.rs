@@ -51,7 +51,7 @@ async fn watch(
     revision: i64,
 ) -> Result<Streaming<WatchEventsResponse>, Status> {
     let request = WatchEventsRequest {
-        revision,
+        start_revision: revision,
         tenant_id: tenant.to_owned(),
         ..WatchEventsRequest::default()
     };
@@ -435,5 +435,28 @@ on_both_engines! {
         let error = watch(&admin, "X", -1).await.map(|_| ());
         let error = refused(error, Code::InvalidArgument, "INVALID_FIELDS");
         assert_eq!(sorted(bad_fields(&error)), ["revision", "tenant_id"]);
+    }
+}
+
+on_both_engines! {
+    async fn a_stream_from_now_begins_with_the_next_change(setup: Setup) {
+        let (_server, admin) = start(&setup).await;
+        admin.issue("default", &["a"]).await;
+        let from_now = WatchEventsRequest {
+            from_now: true,
+            ..WatchEventsRequest::default()
+        };
+        let stream = admin.events.clone().watch_events(from_now.clone()).await;
+        let mut stream = stream.unwrap().into_inner();
+        let (key, _) = admin.issue("default", &["a"]).await;
+        let event = next_event(&mut stream).await;
+        assert_eq!((event.r#type(), event.key_id), (EventType::KeyCreated, key.key_id));
+
+        let both = WatchEventsRequest {
+            start_revision: 1,
+            ..from_now
+        };
+        let error = admin.events.clone().watch_events(both).await.map(|_| ()).unwrap_err();
+        assert_eq!(bad_fields(&error), ["from_now"]);
     }
 }

@@ -191,7 +191,7 @@ async fn watch(
     store_id: &str,
 ) -> Result<(WatchStarted, Streaming<WatchEventsResponse>), Status> {
     let request = WatchEventsRequest {
-        revision,
+        start_revision: revision,
         store_id: store_id.to_owned(),
         ..WatchEventsRequest::default()
     };

@@ -259,7 +259,7 @@ async fn who_follows_the_log_by_a_certificate_does_so_as_long_as_its_owner_may()
         .await;
     let holder = holder(&server, &authority, &authority.issue(&[ORDERS])).await;
     let request = WatchEventsRequest {
-        revision: put.revision,
+        start_revision: put.revision,
         ..WatchEventsRequest::default()
     };
     let watch = holder.events.clone().watch_events(request).await;
