@@ -434,7 +434,7 @@ on_both_engines! {
 
         let error = watch(&admin, "X", -1).await.map(|_| ());
         let error = refused(error, Code::InvalidArgument, "INVALID_FIELDS");
-        assert_eq!(sorted(bad_fields(&error)), ["revision", "tenant_id"]);
+        assert_eq!(sorted(bad_fields(&error)), ["start_revision", "tenant_id"]);
     }
 }
 
