@@ -81,13 +81,14 @@ impl EventService for Api {
             fields.note("start_revision", "must be 0 (from the beginning) or more");
         }
         if request.from_now && request.start_revision != 0 {
-            fields.note("from_now", "must not be set together with start_revision");
+            fields.note("from_now", "must not be given together with start_revision");
         }
         fields.check()?;
+        let from = (!request.from_now).then_some(request.start_revision);
         let watch = Watch {
             caller,
             tenant,
-            from: (!request.from_now).then_some(request.start_revision),
+            from,
             store_id: Some(request.store_id).filter(|id| !id.is_empty()),
         };
         let (position, events) = self.log.follow(watch, self.stop.clone()).await?;
@@ -112,22 +113,20 @@ impl EventService for Api {
 fn parse_kinds(fields: &mut Fields, types: &[i32]) -> Vec<EventKind> {
     let mut kinds = Vec::new();
     for (place, kind) in types.iter().enumerate() {
-        let kind = match proto::EventType::try_from(*kind) {
-            Ok(proto::EventType::KeyCreated) => EventKind::KeyCreated,
-            Ok(proto::EventType::KeyUpdated) => EventKind::KeyUpdated,
-            Ok(proto::EventType::KeyRotated) => EventKind::KeyRotated,
-            Ok(proto::EventType::KeyRevoked) => EventKind::KeyRevoked,
-            Ok(proto::EventType::KeysRevoked) => EventKind::KeysRevoked,
-            Ok(proto::EventType::OwnerCreated) => EventKind::OwnerCreated,
-            Ok(proto::EventType::OwnerUpdated) => EventKind::OwnerUpdated,
-            Ok(proto::EventType::OwnerDeleted) => EventKind::OwnerDeleted,
-            Ok(proto::EventType::TenantCreated) => EventKind::TenantCreated,
-            Ok(proto::EventType::TenantUpdated) => EventKind::TenantUpdated,
-            Ok(proto::EventType::TenantDeleted) => EventKind::TenantDeleted,
-            Ok(proto::EventType::Unspecified) | Err(_) => {
-                fields.note(format!("types[{place}]"), "must be a known type");
-                continue;
-            }
+        let field = format!("types[{place}]");
+        let kind = match fields.choice(&field, *kind, proto::EventType::as_str_name) {
+            Some(proto::EventType::KeyCreated) => EventKind::KeyCreated,
+            Some(proto::EventType::KeyUpdated) => EventKind::KeyUpdated,
+            Some(proto::EventType::KeyRotated) => EventKind::KeyRotated,
+            Some(proto::EventType::KeyRevoked) => EventKind::KeyRevoked,
+            Some(proto::EventType::KeysRevoked) => EventKind::KeysRevoked,
+            Some(proto::EventType::OwnerCreated) => EventKind::OwnerCreated,
+            Some(proto::EventType::OwnerUpdated) => EventKind::OwnerUpdated,
+            Some(proto::EventType::OwnerDeleted) => EventKind::OwnerDeleted,
+            Some(proto::EventType::TenantCreated) => EventKind::TenantCreated,
+            Some(proto::EventType::TenantUpdated) => EventKind::TenantUpdated,
+            Some(proto::EventType::TenantDeleted) => EventKind::TenantDeleted,
+            Some(proto::EventType::Unspecified) | None => continue,
         };
         if !kinds.contains(&kind) {
             kinds.push(kind);

@@ -2,6 +2,7 @@
 
 use prost::Message as _;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::{
     Api, Peer,
@@ -26,7 +27,7 @@ use crate::{
         credential::Credential,
         key::KeyState,
         page,
-        token::{ID_LENGTH, KeyId, KeyPrefix, PREFIX_MAX},
+        token::{ID_LENGTH, KeyId, KeyPrefix, PREFIX_MAX, is_visible_beginning},
     },
     service::{
         error::{ServiceError, in_view},
@@ -300,13 +301,10 @@ impl Api {
     /// Checks all fields of a request and returns the ID of the key in its `plaintext_key`, if the
     /// secret is correct.
     async fn prove(&self, mut fields: Fields, plaintext_key: String) -> Result<KeyId, Status> {
-        let credential = Credential::key(plaintext_key);
+        let credential = Credential::key(without_scheme(plaintext_key));
         let presented = credential.presented();
         if presented.is_none() {
-            fields.note(
-                "plaintext_key",
-                "must be a whole key: its form or its checksum is wrong",
-            );
+            fields.note("plaintext_key", not_a_key(&credential));
         }
         let presented = checked(fields, presented)?;
         if !self.validator.recognizes(presented).await? {
@@ -427,15 +425,13 @@ fn parse_patch(fields: &mut Fields, key: &proto::Key, mask: &Mask, now: Timestam
 fn parse_states(fields: &mut Fields, states: &[i32]) -> Vec<KeyState> {
     let mut parsed = Vec::new();
     for (place, state) in states.iter().enumerate() {
-        let state = match proto::KeyState::try_from(*state) {
-            Ok(proto::KeyState::Active) => KeyState::Active,
-            Ok(proto::KeyState::Suspended) => KeyState::Suspended,
-            Ok(proto::KeyState::Expired) => KeyState::Expired,
-            Ok(proto::KeyState::Revoked) => KeyState::Revoked,
-            Ok(proto::KeyState::Unspecified) | Err(_) => {
-                fields.note(format!("states[{place}]"), "must be a known state");
-                continue;
-            }
+        let field = format!("states[{place}]");
+        let state = match fields.choice(&field, *state, proto::KeyState::as_str_name) {
+            Some(proto::KeyState::Active) => KeyState::Active,
+            Some(proto::KeyState::Suspended) => KeyState::Suspended,
+            Some(proto::KeyState::Expired) => KeyState::Expired,
+            Some(proto::KeyState::Revoked) => KeyState::Revoked,
+            Some(proto::KeyState::Unspecified) | None => continue,
         };
         if !parsed.contains(&state) {
             parsed.push(state);
@@ -463,6 +459,33 @@ fn parse_key_prefix(fields: &mut Fields, text: &str) -> Option<KeyPrefix> {
         );
     }
     prefix
+}
+
+/// Removes `Bearer ` in front of a key that was copied from a header.
+fn without_scheme(text: String) -> String {
+    match text.trim_start().split_at_checked("Bearer ".len()) {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("Bearer ") => {
+            let key = key.to_owned();
+            drop(Zeroizing::new(text));
+            key
+        }
+        _ => text,
+    }
+}
+
+/// Returns the reason why a credential is not a whole key, without repeating it.
+fn not_a_key(credential: &Credential) -> &'static str {
+    let text = credential.bare();
+    if text.is_empty() {
+        "is required: the whole key"
+    } else if KeyId::parse(text).is_some() {
+        "must be a whole key, but is a key_id: use GetKey"
+    } else if is_visible_beginning(text) {
+        "must be a whole key, but is only the visible beginning of one, which ListKeys returns as \
+         key_prefix: find the key there, and use GetKey with its key_id"
+    } else {
+        "must be a whole key: its form or its checksum is wrong"
+    }
 }
 
 /// Parses the key ID of a request, and checks all fields that were parsed.

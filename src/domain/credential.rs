@@ -81,10 +81,16 @@ impl Credential {
         Presented::parse(&self.text[self.key..])
     }
 
+    /// Returns the text in place of the key, without white space around it. It may be a secret.
+    #[must_use]
+    pub fn bare(&self) -> &str {
+        self.text[self.key..].trim()
+    }
+
     /// Returns whether the key is missing, with or without a user name.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.text[self.key..].trim().is_empty()
+        self.bare().is_empty()
     }
 
     /// Returns the user name of an HTTP Basic credential.

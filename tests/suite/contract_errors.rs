@@ -6,7 +6,8 @@
 
 use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, GetOwnerRequest, GetTenantRequest, GetTenantResponse, Key,
-    ListEventsRequest, ListKeysRequest, Owner, Tenant, ValidateRequest, WatchEventsRequest,
+    ListEventsRequest, ListKeysRequest, LookupKeyRequest, Owner, Tenant, ValidateRequest,
+    WatchEventsRequest,
 };
 use prost::{
     Message as _,
@@ -236,5 +237,72 @@ on_both_engines! {
         let watch = WatchEventsRequest { start_revision: -1, ..Default::default() };
         let error = admin.events.clone().watch_events(watch).await.map(|_| ()).unwrap_err();
         assert_eq!(error_reason(&error), "INVALID_FIELDS");
+    }
+}
+
+/// The description of the only violation.
+fn described<T>(answer: Result<T, Status>) -> String {
+    let error = answer.map(|_| ()).unwrap_err();
+    let bad = error.get_details_bad_request().expect("violations");
+    let [violation] = &bad.field_violations[..] else {
+        panic!("not one violation: {bad:?}")
+    };
+    violation.description.clone()
+}
+
+on_both_engines! {
+    async fn a_key_in_another_form_is_answered_with_the_call_that_takes_it(setup: Setup) {
+        let (_server, admin) = start(&setup).await;
+        let (key, plaintext) = admin.issue("default", &["a"]).await;
+        let lookup = async |text: &str| {
+            let request = LookupKeyRequest {
+                plaintext_key: text.to_owned(),
+                ..LookupKeyRequest::default()
+            };
+            described(admin.keys.clone().lookup_key(request).await)
+        };
+        let get = async |text: &str| {
+            let request = GetKeyRequest {
+                key_id: text.to_owned(),
+                ..GetKeyRequest::default()
+            };
+            described(admin.keys.clone().get_key(request).await)
+        };
+        for (told, helps) in [
+            (lookup("").await, "is required"),
+            (lookup(&key.key_id).await, "use GetKey"),
+            (lookup(&key.key_prefix).await, "key_prefix"),
+            (lookup("abc").await, "its form or its checksum is wrong"),
+            (get("").await, "is required"),
+            (get(&plaintext).await, "LookupKey"),
+            (get(&key.key_prefix).await, "ListKeys"),
+            (get("abc").await, "must be key_ and 16 letters or digits"),
+        ] {
+            assert!(told.contains(helps), "{told}");
+            assert!(!told.contains(&plaintext), "{told}");
+        }
+    }
+
+    async fn an_unknown_value_of_an_enum_is_answered_with_the_known_ones(setup: Setup) {
+        let (_server, admin) = start(&setup).await;
+        let keys = ListKeysRequest {
+            tenant_id: "default".to_owned(),
+            states: vec![7],
+            ..ListKeysRequest::default()
+        };
+        let told = described(admin.keys.clone().list_keys(keys).await);
+        assert_eq!(
+            told,
+            "must be one of KEY_STATE_ACTIVE, KEY_STATE_SUSPENDED, KEY_STATE_EXPIRED, \
+             KEY_STATE_REVOKED, but is 7"
+        );
+        let events = ListEventsRequest {
+            types: vec![0],
+            ..ListEventsRequest::default()
+        };
+        let told = described(admin.events.clone().list_events(events).await);
+        assert!(told.contains("EVENT_TYPE_KEY_CREATED") && told.ends_with("but is 0"), "{told}");
+        let told = described(admin.keys.clone().list_keys(ListKeysRequest::default()).await);
+        assert_eq!(told, "is required");
     }
 }

@@ -238,7 +238,7 @@ on_both_engines! {
         let (other, _) = admin.issue("default", &["jobs:read"]).await;
         let rotate = RotateKeyRequest { key_id: first.key_id.clone(), ..RotateKeyRequest::default() };
         let second = admin.keys.clone().rotate_key(rotate).await.unwrap().into_inner().key.unwrap();
-        let all = RevokeKeysRequest { tenant_id: "default".to_owned(), ..RevokeKeysRequest::default() };
+        let all = revocation("default", "");
         admin.keys.clone().revoke_keys(all).await.unwrap();
         let (later, _) = admin.issue("default", &["jobs:read"]).await;
         let kinds = |events: Vec<Event>| events.iter().map(Event::r#type).collect::<Vec<_>>();

@@ -17,7 +17,7 @@ use crate::domain::{
     page::{self, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, Page},
     scope::{SCOPES_MAX, Scope, Scopes},
     tenant::is_tenant_id,
-    token::KeyId,
+    token::{KeyId, Presented, is_visible_beginning},
     violation::Violation,
 };
 
@@ -25,9 +25,11 @@ const AUDIENCES_MAX: usize = 64;
 const CIDRS_MAX: usize = 64;
 const METADATA_MAX: usize = 4096;
 const TEXT_MAX: usize = 1024;
+/// The enums of the API have fewer values than this.
+const CHOICES_MAX: i32 = 64;
 /// Size in bytes of the recorded violations above which further ones are dropped. An error is sent
 /// in headers, and many clients accept at most 8 KiB of headers.
-const TOLD_MAX: usize = 3072;
+const TOLD_MAX: usize = 2560;
 
 /// Parses the fields of one request and collects their violations.
 #[derive(Default)]
@@ -76,12 +78,29 @@ impl Fields {
 
     pub(in crate::api) fn key_id(&mut self, field: &str, value: &str) -> Option<KeyId> {
         let id = KeyId::parse(value);
-        if value.is_empty() {
-            self.note(field, "is required");
-        } else if id.is_none() {
-            self.note(field, "must be key_ and 16 letters or digits");
+        if id.is_none() {
+            self.note(field, not_a_key_id(value));
         }
         id
+    }
+
+    /// Parses a value of an enum other than 0. `name` returns the name of a value.
+    pub(in crate::api) fn choice<E: TryFrom<i32>>(
+        &mut self,
+        field: &str,
+        value: i32,
+        name: impl Fn(&E) -> &'static str,
+    ) -> Option<E> {
+        let known = E::try_from(value).ok().filter(|_| value != 0);
+        if known.is_none() {
+            let names: Vec<_> = (1..CHOICES_MAX)
+                .filter_map(|value| E::try_from(value).ok())
+                .map(|known| name(&known))
+                .collect();
+            let names = names.join(", ");
+            self.note(field, format!("must be one of {names}, but is {value}"));
+        }
+        known
     }
 
     pub(in crate::api) fn owner_id(&mut self, field: &str, value: String) -> String {
@@ -361,6 +380,21 @@ impl Fields {
         if count > max {
             self.note(field, format!("must be at most {max}"));
         }
+    }
+}
+
+/// Returns the reason why a text is not a key's ID, without repeating it: it may be a secret.
+fn not_a_key_id(value: &str) -> &'static str {
+    if value.is_empty() {
+        "is required: key_ and 16 letters or digits"
+    } else if Presented::parse(value).is_some() {
+        "must be key_ and 16 letters or digits, but is a whole key, which is a secret: LookupKey \
+         returns its key_id"
+    } else if is_visible_beginning(value) {
+        "must be key_ and 16 letters or digits, but is the visible beginning of a key, which \
+         ListKeys returns as key_prefix together with the key_id"
+    } else {
+        "must be key_ and 16 letters or digits"
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use gatekey::api::{
     DESCRIPTORS,
     proto::{
-        BatchValidateRequest, CreateKeyResponse, Key, LookupKeyRequest, RotateKeyResponse,
-        ValidateRequest, validate_request::Credential,
+        BatchValidateRequest, CreateKeyResponse, Key, LookupKeyRequest, RevokeKeyRequest,
+        RotateKeyResponse, ValidateRequest, revoke_key_request::Target,
+        validate_request::Credential,
     },
 };
 use prost::Message as _;
@@ -14,7 +15,7 @@ use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 use tonic::{Request, Response};
 
 /// Every field that may hold a secret; a new one belongs here, and in `api/redact.rs`.
-const SECRET_FIELDS: [&str; 7] = [
+const SECRET_FIELDS: [&str; 6] = [
     "CreateKeyResponse.plaintext_key",
     "LookupKeyRequest.plaintext_key",
     "RevokeKeyRequest.plaintext_key",
@@ -89,8 +90,13 @@ fn debug_of_a_message_tells_all_but_its_secret() {
     let batch = BatchValidateRequest {
         requests: vec![bare.clone(), header.clone()],
     };
+    let revoke = RevokeKeyRequest {
+        tenant_id: "key_shown".to_owned(),
+        target: Some(Target::PlaintextKey(secret())),
+        ..RevokeKeyRequest::default()
+    };
     let messages: [&dyn std::fmt::Debug; SECRET_FIELDS.len() + 1] =
-        [&created, &lookup, &rotated, &bare, &header, &batch];
+        [&created, &lookup, &revoke, &rotated, &bare, &header, &batch];
     for message in messages {
         for shown in [format!("{message:?}"), format!("{message:#?}")] {
             assert!(!shown.contains(SECRET), "{shown}");
