@@ -228,10 +228,7 @@ fn parse_on_limit(fields: &mut Fields, on_limit: i32) -> OnLimit {
         Err(_) => {
             fields.note(
                 "tenant.on_limit",
-                format!(
-                    "must be ON_LIMIT_REJECT or ON_LIMIT_REPLACE_OLDEST, but is {}",
-                    on_limit
-                ),
+                format!("must be ON_LIMIT_REJECT or ON_LIMIT_REPLACE_OLDEST, but is {on_limit}"),
             );
             OnLimit::Reject
         }
