@@ -6,8 +6,8 @@
 
 use gatekey::api::proto::{
     CreateKeyRequest, GetKeyRequest, GetOwnerRequest, GetTenantRequest, GetTenantResponse, Key,
-    ListEventsRequest, ListKeysRequest, LookupKeyRequest, Owner, Tenant, ValidateRequest,
-    WatchEventsRequest,
+    ListEventsRequest, ListKeysRequest, ListOwnersRequest, LookupKeyRequest, Owner, Tenant,
+    ValidateRequest, WatchEventsRequest,
 };
 use prost::{
     Message as _,
@@ -302,7 +302,7 @@ on_both_engines! {
         };
         let told = described(admin.events.clone().list_events(events).await);
         assert!(told.contains("EVENT_TYPE_KEY_CREATED") && told.ends_with("but is 0"), "{told}");
-        let told = described(admin.keys.clone().list_keys(ListKeysRequest::default()).await);
+        let told = described(admin.owners.clone().list_owners(ListOwnersRequest::default()).await);
         assert_eq!(told, "is required");
     }
 }

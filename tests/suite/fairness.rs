@@ -14,7 +14,7 @@ use std::{
 
 use gatekey::api::proto::{
     Key, ListKeysRequest, Owner, Reason, RevokeKeyRequest, RevokeKeysRequest, UpdateKeyRequest,
-    UpdateOwnerRequest,
+    UpdateOwnerRequest, revoke_keys_request,
 };
 use tokio::{task::JoinSet, time};
 use tonic::{Code, Status};
@@ -245,7 +245,10 @@ async fn dry_run(client: Client, owner: &str) -> Result<(), Status> {
 fn dry_run_of(owner: &str) -> RevokeKeysRequest {
     RevokeKeysRequest {
         tenant_id: "default".to_owned(),
-        target: owner_target(owner.to_owned()),
+        target: match owner {
+            "" => Some(revoke_keys_request::Target::AllOwners(true)),
+            owner => owner_target(owner),
+        },
         dry_run: true,
         ..RevokeKeysRequest::default()
     }

@@ -29,7 +29,7 @@ const TEXT_MAX: usize = 1024;
 const CHOICES_MAX: i32 = 64;
 /// Size in bytes of the recorded violations above which further ones are dropped. An error is sent
 /// in headers, and many clients accept at most 8 KiB of headers.
-const TOLD_MAX: usize = 2560;
+const TOLD_MAX: usize = 2048;
 
 /// Parses the fields of one request and collects their violations.
 #[derive(Default)]

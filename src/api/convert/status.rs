@@ -32,6 +32,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Maximum number of violations in the message. The details contain all of them.
 const TOLD_MAX: usize = 8;
 
+/// Size in bytes of the message beyond which no violation is added.
+const MESSAGE_LENGTH: usize = 512;
+
 /// Maximum size in bytes of the scopes and their descriptions in the details, because an error is
 /// sent in headers.
 const DETAILS_MAX: usize = 2048;
@@ -209,11 +212,14 @@ pub(in crate::api) fn completed(foreign: &Status) -> Option<Status> {
 
 impl From<Invalid> for Status {
     fn from(invalid: Invalid) -> Self {
-        let told = invalid.0.iter().take(TOLD_MAX);
-        let told: Vec<_> = told
-            .map(|wrong| format!("{} {}", wrong.field, wrong.description))
-            .collect();
-        let message = format!("invalid: {}", told.join("; "));
+        let mut message = String::from("invalid: ");
+        for (place, wrong) in invalid.0.iter().enumerate().take(TOLD_MAX) {
+            if message.len() > MESSAGE_LENGTH {
+                break;
+            }
+            let separator = if place == 0 { "" } else { "; " };
+            message.extend([separator, &wrong.field, " ", &wrong.description]);
+        }
         let violations: Vec<_> = invalid
             .0
             .iter()
