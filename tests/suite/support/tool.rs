@@ -204,9 +204,10 @@ pub fn python_with_grpc_tools() -> Command {
 /// Python with FastAPI and gRPC.
 pub fn python_with_fastapi() -> Command {
     python_with(
-        "fastapi-0.165.0",
+        "fastapi-0.165.0-1",
         &[
             "fastapi==0.165.0",
+            "googleapis-common-protos==1.76.0",
             "uvicorn==0.54.0",
             "grpcio==1.85.1",
             "protobuf==7.36.2",
