@@ -180,10 +180,7 @@ impl KeyPrefix {
 /// prefix, `_` and the first four characters of an ID.
 #[must_use]
 pub fn is_visible_beginning(text: &str) -> bool {
-    let parts = text.trim().rsplit_once('_');
-    parts.is_some_and(|(prefix, id)| {
-        is_prefix(prefix) && id.len() == 4 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    })
+    KeyPrefix::parse(text.trim()).is_some_and(|beginning| beginning.id.len() == 4)
 }
 
 /// Returns whether the text is a valid key prefix: 1–24 of `[a-z0-9_]`, a letter first, no `_`

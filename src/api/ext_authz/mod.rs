@@ -76,7 +76,7 @@ impl GatewayRules {
         Ok(routes.find(host, method, path))
     }
 
-    /// Logs an invalid Check, at a bounded rate, because its caller is told only of an error.
+    /// Logs an invalid Check, at a bounded rate, because its caller gets only an error.
     fn invalid(&self, invalid: Invalid) -> Status {
         let status = Status::from(invalid);
         if self.invalid.admit() {
