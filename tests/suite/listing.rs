@@ -70,16 +70,7 @@ on_both_engines! {
         let (_, plaintext) = admin.issue("system", &["acme:keys:list", "coral:keys:list", "blue:keys:get"]).await;
         let narrow = server.client(Some(&plaintext)).await;
         created.retain(|key| key.tenant_id != "blue");
-        let mut listed = Vec::new();
-        let mut page_token = String::new();
-        loop {
-            let (page, next) = list(&narrow, "", 1, page_token).await;
-            listed.extend(page);
-            if next.is_empty() {
-                break;
-            }
-            page_token = next;
-        }
+        let listed = pages(&narrow, "", 1).await.concat();
         assert_eq!(listed, created, "for a caller with two tenants");
         let (_, plaintext) = admin.issue("system", &["blue:keys:get"]).await;
         let blind = server.client(Some(&plaintext)).await;
@@ -112,16 +103,7 @@ on_both_engines! {
         assert_eq!(whole, created, "newest first");
         assert_eq!(next, "");
         for size in 1..=7 {
-            let mut pages = Vec::new();
-            let mut page_token = String::new();
-            loop {
-                let (page, next) = list(&admin, TENANT, size, page_token).await;
-                pages.push(page);
-                if next.is_empty() {
-                    break;
-                }
-                page_token = next;
-            }
+            let pages = pages(&admin, TENANT, size).await;
             let (last, full) = pages.split_last().expect("a page");
             let size = usize::try_from(size).expect("a size");
             assert!(
@@ -170,19 +152,30 @@ fn filters() -> Vec<Filter> {
     filters
 }
 
-fn filters_of_one_tenant() -> Vec<Filter> {
-    let all = ListKeysRequest {
+/// A list of all keys of the tenant.
+fn all() -> ListKeysRequest {
+    ListKeysRequest {
         tenant_id: TENANT.to_owned(),
         ..ListKeysRequest::default()
-    };
-    let states = |states: &[KeyState]| ListKeysRequest {
+    }
+}
+
+fn states(states: &[KeyState]) -> ListKeysRequest {
+    ListKeysRequest {
         states: states.iter().map(|state| (*state).into()).collect(),
-        ..all.clone()
-    };
-    let label = |part: &str| ListKeysRequest {
+        ..all()
+    }
+}
+
+fn label(part: &str) -> ListKeysRequest {
+    ListKeysRequest {
         label_contains: part.to_owned(),
-        ..all.clone()
-    };
+        ..all()
+    }
+}
+
+fn filters_of_one_tenant() -> Vec<Filter> {
+    let all = all();
     let ending = |micros: i32| ListKeysRequest {
         expires_before: Some(prost_types::Timestamp {
             seconds: 4_000_000_000,
@@ -237,18 +230,7 @@ fn filters_of_one_tenant() -> Vec<Filter> {
 }
 
 fn filters_by_tenant_prefix_and_use() -> Vec<Filter> {
-    let all = ListKeysRequest {
-        tenant_id: TENANT.to_owned(),
-        ..ListKeysRequest::default()
-    };
-    let states = |states: &[KeyState]| ListKeysRequest {
-        states: states.iter().map(|state| (*state).into()).collect(),
-        ..all.clone()
-    };
-    let label = |part: &str| ListKeysRequest {
-        label_contains: part.to_owned(),
-        ..all.clone()
-    };
+    let all = all();
     let everywhere = |request: ListKeysRequest| ListKeysRequest {
         tenant_id: String::new(),
         ..request
@@ -296,6 +278,20 @@ fn filters_by_tenant_prefix_and_use() -> Vec<Filter> {
             n % 10 != 0 || n <= 40_000
         }),
     ]
+}
+
+/// All pages of a list, of this size.
+async fn pages(admin: &Client, tenant: &str, page_size: i32) -> Vec<Vec<Key>> {
+    let mut pages = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let (page, next) = list(admin, tenant, page_size, page_token).await;
+        pages.push(page);
+        if next.is_empty() {
+            return pages;
+        }
+        page_token = next;
+    }
 }
 
 /// One page of a tenant's keys, and the token of the next.
